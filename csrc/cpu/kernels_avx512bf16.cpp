@@ -1,0 +1,219 @@
+// The kernels for AVX-512 with BF16: those of AVX-512, and a Gram whose products are vdpbf16ps.
+// Compiled with that instruction set and no other file is.
+#include "kernels.hpp"
+
+#include <immintrin.h>
+
+namespace relex::cpu {
+namespace avx512bf16 {
+#include "simd_avx512.hpp"
+
+#include "kernels_impl.hpp"
+
+// The difference of two bf16 numbers within a factor of two of each other is a bf16 number
+// (Sterbenz), which nearly every delta of an RLVR run is; but among thousands of columns some
+// weight close to zero always leaves that range. So the test is by column: where every delta of a
+// pair of columns is exactly bf16 they are multiplied as bf16, and the few others go through a side
+// panel of floats. Both have exact inputs; nothing is approximated.
+
+constexpr std::size_t kPairBlock = 1024; // pairs of columns per block
+constexpr std::size_t kPairStride = kPairBlock + 16;
+constexpr std::size_t kSideColumns = 512;
+static_assert(kSideColumns <= kGramBlock, "the side panel reuses the float panel");
+
+struct Bf16Scratch {
+    GramScratch wide;
+    float* even;            // the base's even columns, kPairBlock
+    float* odd;             // and its odd ones
+    std::uint32_t* inexact; // per pair: the low mantissa bits that any delta has
+    std::uint32_t* panel;   // tile_rows · M × kPairStride pairs of bf16
+
+    Bf16Scratch(void* memory, int rows) : wide(memory, rows) {
+        auto* p = static_cast<unsigned char*>(memory) + wide.bytes;
+        even = reinterpret_cast<float*>(p);
+        odd = even + kPairBlock;
+        inexact = reinterpret_cast<std::uint32_t*>(odd + kPairBlock);
+        panel = inexact + kPairBlock;
+    }
+};
+
+static std::size_t bf16_scratch(int rows) {
+    return gram_scratch(rows) +
+           (static_cast<std::size_t>(tile_rows(rows) * Simd::M) + 3) * kPairStride * 4;
+}
+
+static RELEX_INLINE __m512 even_floats(__m512i pairs) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16));
+}
+static RELEX_INLINE __m512 odd_floats(__m512i pairs) {
+    return _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(-65536)));
+}
+
+// Sixteen pairs of columns, or the first of them, zeros elsewhere.
+static RELEX_INLINE __m512i load_pairs(const unsigned char* p, std::size_t columns) {
+    if (columns >= 32) {
+        return _mm512_loadu_si512(p);
+    }
+    return _mm512_maskz_loadu_epi16((1u << columns) - 1u, p);
+}
+
+static void pack_row(const unsigned char* p, std::size_t columns, const Bf16Scratch& s,
+                     std::uint32_t* out) {
+    const __m512i high = _mm512_set1_epi32(-65536);
+    for (std::size_t c = 0; c < columns; c += 32) {
+        const __m512i x = load_pairs(p + 2 * c, columns - c);
+        const __m512 e = _mm512_sub_ps(even_floats(x), Simd::load(s.even + c / 2));
+        const __m512 o = _mm512_sub_ps(odd_floats(x), Simd::load(s.odd + c / 2));
+        const __m512i eb = _mm512_castps_si512(e);
+        const __m512i ob = _mm512_castps_si512(o);
+        std::uint32_t* seen = s.inexact + c / 2;
+        _mm512_storeu_si512(seen,
+                            _mm512_ternarylogic_epi32(_mm512_loadu_si512(seen), eb, ob, 0xfe));
+        // (o & high) | (e >> 16)
+        _mm512_storeu_si512(out + c / 2,
+                            _mm512_ternarylogic_epi32(ob, high, _mm512_srli_epi32(eb, 16), 0xea));
+    }
+}
+
+static RELEX_INLINE void dot_pairs(const std::uint32_t* a, const std::uint32_t* b, std::size_t from,
+                                   std::size_t to, __m512* acc, Prefetcher& ahead) {
+    constexpr int M = Simd::M;
+    const unsigned char* run = ahead.next();
+    const std::size_t pace = run == nullptr ? 0 : Prefetcher::kRun / (kPairBlock / 2);
+    run = run == nullptr ? ahead.idle() : run;
+    for (std::size_t k = from; k < to; k += 16) {
+        Simd::prefetch(run + (k - from) * pace);
+        __m512bh y[M];
+        for (int j = 0; j < M; ++j) {
+            y[j] = (__m512bh)_mm512_loadu_si512(b + static_cast<std::size_t>(j) * kPairStride + k);
+        }
+        for (int i = 0; i < M; ++i) {
+            const auto x =
+                (__m512bh)_mm512_loadu_si512(a + static_cast<std::size_t>(i) * kPairStride + k);
+            for (int j = 0; j < M; ++j) {
+                acc[i * M + j] = _mm512_dpbf16_ps(acc[i * M + j], x, y[j]);
+            }
+        }
+    }
+}
+
+static void multiply_side(const Rows& rows, const GramScratch& s, std::size_t& filled) {
+    const std::size_t padded = (filled + Simd::W - 1) / Simd::W * Simd::W;
+    for (int t = 0; t < rows.count; ++t) {
+        float* row = s.panel + static_cast<std::size_t>(t) * kGramStride;
+        for (std::size_t i = filled; i < padded; ++i) {
+            row[i] = 0.0f;
+        }
+    }
+    Prefetcher none(rows, 0, 0);
+    accumulate_tiles(s.panel, padded, rows.count, s.tiles, none);
+    filled = 0;
+}
+
+// Moves pair q of the block out of the bf16 panel into the float panel's next two columns.
+static void move_pair(const Rows& rows, std::size_t c, std::size_t q, std::size_t columns,
+                      const Bf16Scratch& s, std::size_t filled) {
+    for (int t = 0; t < rows.count; ++t) {
+        const auto row = static_cast<std::size_t>(t);
+        const unsigned char* p = rows.data[t] + 2 * (c + 2 * q);
+        float* side = s.wide.panel + row * kGramStride + filled;
+        side[0] = load_scalar(p, DType::bf16, 0) - s.even[q];
+        side[1] = 2 * q + 1 < columns ? load_scalar(p, DType::bf16, 1) - s.odd[q] : 0.0f;
+        s.panel[row * kPairStride + q] = 0;
+    }
+}
+
+static void gram_bf16(const Rows& rows, Range range, double* gram_out, void* memory,
+                      const Stop& stop) {
+    bool all_bf16 = rows.base == nullptr || rows.base_dtype == DType::bf16;
+    for (int t = 0; t < rows.count; ++t) {
+        all_bf16 = all_bf16 && rows.dtype[t] == DType::bf16;
+    }
+    if (!all_bf16) {
+        gram(rows, range, gram_out, memory, stop);
+        return;
+    }
+    constexpr int M = Simd::M;
+    const Bf16Scratch s(memory, rows.count);
+    clear_gram_scratch(s.wide, rows.count);
+    const int n_tiles = tile_rows(rows.count);
+    const auto count = static_cast<std::size_t>(rows.count);
+    std::memset(s.panel + count * kPairStride, 0,
+                (static_cast<std::size_t>(n_tiles * M) - count) * kPairStride * 4);
+    std::size_t filled = 0;
+    for (std::size_t c = range.begin; c < range.end; c += 2 * kPairBlock) {
+        if (stop.load(std::memory_order_relaxed)) {
+            return;
+        }
+        const std::size_t columns = least(2 * kPairBlock, range.end - c);
+        const std::size_t pairs = (columns + 31) / 32 * 16;
+        for (std::size_t i = 0; i < columns; i += 32) {
+            const __m512i b = rows.base == nullptr
+                                  ? _mm512_setzero_si512()
+                                  : load_pairs(rows.base + 2 * (c + i), columns - i);
+            Simd::store(s.even + i / 2, even_floats(b));
+            Simd::store(s.odd + i / 2, odd_floats(b));
+        }
+        std::memset(s.inexact, 0, pairs * 4);
+        for (std::size_t t = 0; t < count; ++t) {
+            pack_row(rows.data[t] + 2 * c, columns, s, s.panel + t * kPairStride);
+        }
+        Prefetcher ahead(rows, c + columns, least(c + columns + 2 * kPairBlock, range.end));
+        std::size_t moved = 0;
+        for (std::size_t q = 0; q < pairs; ++q) {
+            moved += (s.inexact[q] & 0xffffu) != 0;
+        }
+        if (moved > pairs / 4) { // moving would cost more than the float path for all of them
+            for (std::size_t i = 0; i < columns; i += kGramBlock) {
+                if (filled > 0) {
+                    multiply_side(rows, s.wide, filled);
+                }
+                gram_block(rows, c + i, least(kGramBlock, columns - i), s.wide, ahead);
+            }
+            continue;
+        }
+        for (std::size_t q = 0; moved > 0 && q < pairs; ++q) {
+            if ((s.inexact[q] & 0xffffu) != 0) {
+                if (filled == kSideColumns) {
+                    multiply_side(rows, s.wide, filled);
+                }
+                move_pair(rows, c, q, columns, s, filled);
+                filled += 2;
+            }
+        }
+        double* tiles = s.wide.tiles;
+        const std::size_t half = least(pairs, kPairBlock / 2);
+        ahead.spread(2 * tile_count(rows.count), s.panel);
+        for (int i = 0; i < n_tiles; ++i) {
+            const std::uint32_t* a = s.panel + static_cast<std::size_t>(i * M) * kPairStride;
+            for (int j = 0; j <= i; ++j, tiles += M * M) {
+                const std::uint32_t* b = s.panel + static_cast<std::size_t>(j * M) * kPairStride;
+                __m512 acc[M * M];
+                for (int q = 0; q < M * M; ++q) {
+                    acc[q] = Simd::zero();
+                }
+                dot_pairs(a, b, 0, half, acc, ahead);
+                dot_pairs(a, b, half, pairs, acc, ahead);
+                add_tile(acc, tiles);
+            }
+        }
+    }
+    if (filled > 0) {
+        multiply_side(rows, s.wide, filled);
+    }
+    scatter_tiles(s.wide.tiles, rows.count, gram_out);
+}
+
+} // namespace avx512bf16
+
+const Kernels kAvx512Bf16 = {
+    "avx512bf16",
+    avx512bf16::gram_bf16,
+    avx512bf16::power_step,
+    avx512bf16::combine,
+    avx512bf16::bf16_scratch,
+    avx512bf16::power_scratch,
+    avx512bf16::combine_scratch,
+};
+
+} // namespace relex::cpu

@@ -1,0 +1,66 @@
+"""Extrapolate RLVR training runs: rank-1 in time, linear in the step, out of core.
+
+    relex_ext.extrapolate("base", "run", [500], "out")
+
+See :func:`extrapolate`, and :func:`scan`, :func:`forecast` and :func:`combine` for its parts.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from relex_ext.errors import InputError, OutputError, RelexError
+    from relex_ext.forecasts import Component, Weights
+    from relex_ext.inmemory import Rank1, rank1
+    from relex_ext.pipeline import Extrapolation, combine, extrapolate, forecast, scan
+    from relex_ext.scans import Scan
+
+_HOME = {
+    "Component": "forecasts",
+    "Extrapolation": "pipeline",
+    "InputError": "errors",
+    "OutputError": "errors",
+    "Rank1": "inmemory",
+    "RelexError": "errors",
+    "Scan": "scans",
+    "Weights": "forecasts",
+    "combine": "pipeline",
+    "extrapolate": "pipeline",
+    "forecast": "pipeline",
+    "rank1": "inmemory",
+    "scan": "pipeline",
+}
+
+__all__ = [
+    "Component",
+    "Extrapolation",
+    "InputError",
+    "OutputError",
+    "Rank1",
+    "RelexError",
+    "Scan",
+    "Weights",
+    "__version__",
+    "combine",
+    "extrapolate",
+    "forecast",
+    "rank1",
+    "scan",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name's module when it is first used (PEP 562): numpy alone costs 0.1 s."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,214 @@
+"""Shards → G, and the file it is kept in.
+
+A scan file is a safetensors file with ``gram/<tensor>`` (F64, T × T) for every trained tensor, or
+``u/<tensor>`` (F64, T × k), ``sigma/<tensor>`` (F64, k) and ``energy/<tensor>`` (F64, scalar) where
+power iteration was used; its metadata names the steps and identifies the files it was made from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from relex_ext import __version__
+from relex_ext.checkpoints import Checkpoint, read_header
+from relex_ext.errors import InputError, OutputError
+from relex_ext.forecasts import Spectrum, spectrum_of_gram
+from relex_ext.layout import Layout, SizedFile, lay_out, sync_folder
+from relex_ext.plan import Plan
+from relex_ext.trajectory import Trajectory
+
+FORMAT = "relex-scan/1"
+
+
+def identity(checkpoint: Checkpoint) -> str:
+    """A digest that changes when a checkpoint's files do: names, sizes, times, headers."""
+    parts = [[s.path.name, s.size, s.mtime_ns, s.header_sha256] for s in checkpoint.shards]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What one pass over a trajectory leaves: per tensor its Gram matrix or leading spectrum.
+
+    ``grams``: name → G (T, T) float64, symmetric; ``spectra``: name → what power iteration found;
+    ``steps``: the T steps; ``identities``: ``"base"`` and each step (as text) → :func:`identity`.
+    """
+
+    steps: tuple[int, ...]
+    grams: Mapping[str, NDArray[np.float64]]
+    spectra: Mapping[str, Spectrum]
+    identities: Mapping[str, str]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (*self.grams, *self.spectra)
+
+    def rows_of(self, steps: Sequence[int]) -> list[int]:
+        """The rows that hold ``steps``."""
+        missing = [step for step in steps if step not in self.steps]
+        if missing:
+            raise InputError(f"scan: expected steps {list(missing)}, found {list(self.steps)}")
+        return [self.steps.index(step) for step in steps]
+
+    def spectrum(self, name: str, rank: int, steps: Sequence[int] | None = None) -> Spectrum:
+        """The leading ``rank`` pairs of a tensor, over all steps or some of them."""
+        rows = self.rows_of(self.steps if steps is None else steps)
+        if name in self.grams:
+            return spectrum_of_gram(self.grams[name][np.ix_(rows, rows)], rank)
+        if name not in self.spectra:
+            raise InputError(f"scan: tensor {name}: missing")
+        found = self.spectra[name]
+        if len(rows) != len(self.steps):
+            raise InputError(
+                f"scan: tensor {name}: holds power iteration's vectors of all "
+                f"{len(self.steps)} steps; a subset needs a scan with solver gram"
+            )
+        if rank > len(found.sigma):
+            raise InputError(
+                f"scan: tensor {name}: expected rank {rank}, found {len(found.sigma)}; "
+                "scan again with that rank or solver gram"
+            )
+        return Spectrum(found.u[:, :rank], found.sigma[:rank], found.energy)
+
+    def check(self, trajectory: Trajectory) -> None:
+        """Refuse a scan that was made from other files or lacks a tensor or step."""
+        self.rows_of(trajectory.steps)
+        for name in (tensor.name for tensor in trajectory.trained):
+            if name not in self.grams and name not in self.spectra:
+                raise InputError(f"scan: tensor {name}: missing")
+        found = identities_of(trajectory)
+        for key, digest in found.items():
+            if self.identities.get(key) != digest:
+                what = "the base" if key == "base" else f"step {key}"
+                raise InputError(f"scan: made from other files than {what} has now; scan again")
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the scan file, whole or not at all."""
+        spectra = {n: len(s.sigma) for n, s in self.spectra.items()}
+        layout = scan_layout(self.steps, list(self.grams), spectra, self.identities)
+        with ScanFile.beside(Path(path), layout) as file:
+            for name, gram in self.grams.items():
+                file.put_gram(name, gram)
+            for name, spectrum in self.spectra.items():
+                file.put_spectrum(name, spectrum)
+            file.publish()
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Scan:
+        """Open a scan file; its matrices are mapped and read when they are used.
+
+        Raises:
+            InputError: not a safetensors file, or not one written by :meth:`save`.
+        """
+        place = Path(path)
+        if not place.is_file():
+            raise InputError(f"{place}: expected a scan file, found none")
+        _, entries = read_header(place)
+        memory = np.memmap(place, np.uint8, "r")
+        length = int.from_bytes(memory[:8].tobytes(), "little")
+        metadata = json.loads(memory[8 : 8 + length].tobytes()).get("__metadata__", {})
+        if metadata.get("format") != FORMAT:
+            found = metadata.get("format", "none")
+            raise InputError(f"{place}: expected a scan file ({FORMAT}), found format {found}")
+        described = json.loads(metadata["scan"])
+        arrays = {
+            e.name: memory[e.offset : e.offset + e.nbytes].view(np.float64).reshape(e.shape)
+            for e in entries
+        }
+        grams = {n.removeprefix("gram/"): a for n, a in arrays.items() if n.startswith("gram/")}
+        spectra = {}
+        for name in (n.removeprefix("u/") for n in arrays if n.startswith("u/")):
+            energy = float(arrays[f"energy/{name}"].reshape(()))
+            spectra[name] = Spectrum(arrays[f"u/{name}"], arrays[f"sigma/{name}"], energy)
+        return cls(tuple(described["steps"]), grams, spectra, described["identities"])
+
+
+def identities_of(trajectory: Trajectory) -> dict[str, str]:
+    pairs = zip(trajectory.steps, trajectory.checkpoints, strict=True)
+    return {"base": identity(trajectory.base)} | {str(s): identity(c) for s, c in pairs}
+
+
+def planned_layout(trajectory: Trajectory, plan: Plan, rank: int) -> Layout:
+    """The scan file of a run, known before it starts."""
+    grams = [p.tensor.name for p in plan.tensors if p.solver == "gram"]
+    k = min(rank, len(trajectory.steps))
+    spectra = {p.tensor.name: k for p in plan.tensors if p.solver == "power"}
+    return scan_layout(trajectory.steps, grams, spectra, identities_of(trajectory))
+
+
+def scan_layout(
+    steps: Sequence[int],
+    grams: Sequence[str],
+    spectra: Mapping[str, int],
+    identities: Mapping[str, str],
+) -> Layout:
+    t = len(steps)
+    tensors: list[tuple[str, str, tuple[int, ...], int]] = []
+    for name in grams:
+        tensors.append((f"gram/{name}", "F64", (t, t), 8 * t * t))
+    for name, k in spectra.items():
+        tensors.append((f"u/{name}", "F64", (t, k), 8 * t * k))
+        tensors.append((f"sigma/{name}", "F64", (k,), 8 * k))
+        tensors.append((f"energy/{name}", "F64", (), 8))
+    described = {"steps": list(steps), "identities": dict(identities), "version": __version__}
+    return lay_out(tensors, {"format": FORMAT, "scan": json.dumps(described)})
+
+
+class ScanFile:
+    """A scan file being written tensor by tensor under a temporary name."""
+
+    def __init__(self, path: Path, layout: Layout, final: Path | None = None) -> None:
+        self.path = path
+        self._final = final
+        self._file = SizedFile(path, layout)
+
+    @classmethod
+    def beside(cls, path: Path, layout: Layout) -> ScanFile:
+        """To be published at ``path``."""
+        if path.is_dir():
+            raise OutputError(f"{path}: expected a file to write, found a folder")
+        try:
+            path.absolute().parent.mkdir(parents=True, exist_ok=True)
+            folder = path.absolute().parent
+            partial = folder / f".{path.name}.partial-{secrets.token_hex(4)}"
+            return cls(partial, layout, path)
+        except OSError as error:
+            raise OutputError(f"{path}: cannot be written: {error.strerror}") from error
+
+    def __enter__(self) -> ScanFile:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._file.abandon()
+        if self._final is not None:
+            self.path.unlink(missing_ok=True)
+
+    def put_gram(self, name: str, gram: NDArray[np.float64]) -> None:
+        self._put(f"gram/{name}", gram)
+
+    def put_spectrum(self, name: str, spectrum: Spectrum) -> None:
+        self._put(f"u/{name}", spectrum.u)
+        self._put(f"sigma/{name}", spectrum.sigma)
+        self._put(f"energy/{name}", np.array(spectrum.energy))
+
+    def _put(self, key: str, values: NDArray[np.float64]) -> None:
+        data = np.ascontiguousarray(values, "<f8").tobytes()
+        self._file.write(self._file.layout.offsets[key], data)
+
+    def publish(self) -> None:
+        """Make it durable and, if it has one, give it its final name."""
+        self._file.close()
+        if self._final is not None:
+            self.path.replace(self._final)
+            sync_folder(self._final.absolute().parent)
+            self._final = None
