@@ -87,6 +87,9 @@ static RELEX_INLINE std::uint16_t float_to_f16(float value) {
 // a + b rounded to odd: when the sum is inexact its last bit is set, so that the rounding to 16
 // bits that follows is the rounding of the exact sum (Boldo & Melquiond 2008).
 static RELEX_INLINE float add_odd(float a, float b) {
+    if (b == 0.0f) {
+        return a;
+    }
     const float s = a + b;
     const float bb = s - a;
     const float error = (a - (s - bb)) + (b - bb);
@@ -112,21 +115,6 @@ static RELEX_INLINE float load_scalar(const void* data, DType dtype, std::size_t
         break;
     }
     return bf16_to_float(load_raw<std::uint16_t>(bytes + 2 * index));
-}
-
-static RELEX_INLINE void store_scalar(void* data, DType dtype, std::size_t index, float value) {
-    auto* bytes = static_cast<unsigned char*>(data);
-    switch (dtype) {
-    case DType::f32:
-        store_raw(bytes + 4 * index, value);
-        return;
-    case DType::f16:
-        store_raw(bytes + 2 * index, float_to_f16(value));
-        return;
-    case DType::bf16:
-        store_raw(bytes + 2 * index, float_to_bf16(value));
-        return;
-    }
 }
 
 } // namespace relex

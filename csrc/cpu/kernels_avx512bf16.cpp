@@ -23,16 +23,14 @@ static_assert(kSideColumns <= kGramBlock, "the side panel reuses the float panel
 
 struct Bf16Scratch {
     GramScratch wide;
-    float* even;            // the base's even columns, kPairBlock
-    float* odd;             // and its odd ones
+    float* base;            // 2 · kPairBlock columns
     std::uint32_t* inexact; // per pair: the low mantissa bits that any delta has
     std::uint32_t* panel;   // tile_rows · M × kPairStride pairs of bf16
 
     Bf16Scratch(void* memory, int rows) : wide(memory, rows) {
         auto* p = static_cast<unsigned char*>(memory) + wide.bytes;
-        even = reinterpret_cast<float*>(p);
-        odd = even + kPairBlock;
-        inexact = reinterpret_cast<std::uint32_t*>(odd + kPairBlock);
+        base = reinterpret_cast<float*>(p);
+        inexact = reinterpret_cast<std::uint32_t*>(base + 2 * kPairBlock);
         panel = inexact + kPairBlock;
     }
 };
@@ -42,37 +40,20 @@ static std::size_t bf16_scratch(int rows) {
            (static_cast<std::size_t>(tile_rows(rows) * Simd::M) + 3) * kPairStride * 4;
 }
 
-static RELEX_INLINE __m512 even_floats(__m512i pairs) {
-    return _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16));
-}
-static RELEX_INLINE __m512 odd_floats(__m512i pairs) {
-    return _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(-65536)));
-}
-
-// Sixteen pairs of columns, or the first of them, zeros elsewhere.
-static RELEX_INLINE __m512i load_pairs(const unsigned char* p, std::size_t columns) {
-    if (columns >= 32) {
-        return _mm512_loadu_si512(p);
-    }
-    return _mm512_maskz_loadu_epi16((1u << columns) - 1u, p);
-}
-
 static void pack_row(const unsigned char* p, std::size_t columns, const Bf16Scratch& s,
                      std::uint32_t* out) {
     const __m512i high = _mm512_set1_epi32(-65536);
-    for (std::size_t c = 0; c < columns; c += 32) {
-        const __m512i x = load_pairs(p + 2 * c, columns - c);
-        const __m512 e = _mm512_sub_ps(even_floats(x), Simd::load(s.even + c / 2));
-        const __m512 o = _mm512_sub_ps(odd_floats(x), Simd::load(s.odd + c / 2));
-        const __m512i eb = _mm512_castps_si512(e);
-        const __m512i ob = _mm512_castps_si512(o);
-        std::uint32_t* seen = s.inexact + c / 2;
+    for_groups<DType::bf16>(columns, [&](std::size_t i, auto load) {
+        const Pair d = sub(load(p), load_pair(s.base + i));
+        const __m512i even = _mm512_castps_si512(d.even);
+        const __m512i odd = _mm512_castps_si512(d.odd);
+        std::uint32_t* seen = s.inexact + i / 2;
         _mm512_storeu_si512(seen,
-                            _mm512_ternarylogic_epi32(_mm512_loadu_si512(seen), eb, ob, 0xfe));
-        // (o & high) | (e >> 16)
-        _mm512_storeu_si512(out + c / 2,
-                            _mm512_ternarylogic_epi32(ob, high, _mm512_srli_epi32(eb, 16), 0xea));
-    }
+                            _mm512_ternarylogic_epi32(_mm512_loadu_si512(seen), even, odd, 0xfe));
+        // (odd & high) | (even >> 16)
+        _mm512_storeu_si512(
+            out + i / 2, _mm512_ternarylogic_epi32(odd, high, _mm512_srli_epi32(even, 16), 0xea));
+    });
 }
 
 static RELEX_INLINE void dot_pairs(const std::uint32_t* a, const std::uint32_t* b, std::size_t from,
@@ -113,12 +94,13 @@ static void multiply_side(const Rows& rows, const GramScratch& s, std::size_t& f
 // Moves pair q of the block out of the bf16 panel into the float panel's next two columns.
 static void move_pair(const Rows& rows, std::size_t c, std::size_t q, std::size_t columns,
                       const Bf16Scratch& s, std::size_t filled) {
+    const float* base = s.base + q / Simd::W * kGroup + q % Simd::W;
     for (int t = 0; t < rows.count; ++t) {
         const auto row = static_cast<std::size_t>(t);
         const unsigned char* p = rows.data[t] + 2 * (c + 2 * q);
         float* side = s.wide.panel + row * kGramStride + filled;
-        side[0] = load_scalar(p, DType::bf16, 0) - s.even[q];
-        side[1] = 2 * q + 1 < columns ? load_scalar(p, DType::bf16, 1) - s.odd[q] : 0.0f;
+        side[0] = load_scalar(p, DType::bf16, 0) - base[0];
+        side[1] = 2 * q + 1 < columns ? load_scalar(p, DType::bf16, 1) - base[Simd::W] : 0.0f;
         s.panel[row * kPairStride + q] = 0;
     }
 }
@@ -146,14 +128,8 @@ static void gram_bf16(const Rows& rows, Range range, double* gram_out, void* mem
             return;
         }
         const std::size_t columns = least(2 * kPairBlock, range.end - c);
-        const std::size_t pairs = (columns + 31) / 32 * 16;
-        for (std::size_t i = 0; i < columns; i += 32) {
-            const __m512i b = rows.base == nullptr
-                                  ? _mm512_setzero_si512()
-                                  : load_pairs(rows.base + 2 * (c + i), columns - i);
-            Simd::store(s.even + i / 2, even_floats(b));
-            Simd::store(s.odd + i / 2, odd_floats(b));
-        }
+        const std::size_t pairs = whole_groups(columns) / 2;
+        expand_base(rows, c, columns, s.base);
         std::memset(s.inexact, 0, pairs * 4);
         for (std::size_t t = 0; t < count; ++t) {
             pack_row(rows.data[t] + 2 * c, columns, s, s.panel + t * kPairStride);

@@ -51,7 +51,25 @@ class Prefetcher {
     const unsigned char* idle_ = nullptr;
 };
 
-template <DType D> static RELEX_INLINE Simd::f load_vector(const unsigned char* p) {
+// ---- columns ------------------------------------------------------------------------------------
+//
+// Columns are taken in groups of kGroup = 2 W, split into the even and the odd ones: two bf16
+// numbers then unpack with a shift and a mask, no shuffle. Every array of floats inside a kernel
+// (base, sums, panel) is in this order: W even columns, W odd ones, and so on. Sums do not care;
+// combine puts the columns back in order as it rounds them. A group at the end of the tensor is
+// padded with zeros.
+
+constexpr std::size_t kGroup = 2 * Simd::W;
+using Pair = Simd::Pair;
+
+static RELEX_INLINE std::size_t least(std::size_t a, std::size_t b) {
+    return a < b ? a : b;
+}
+static RELEX_INLINE std::size_t whole_groups(std::size_t n) {
+    return (n + kGroup - 1) / kGroup * kGroup;
+}
+
+template <DType D> static RELEX_INLINE Pair load_group(const unsigned char* p) {
     if constexpr (D == DType::f32) {
         return Simd::load_f32(p);
     } else if constexpr (D == DType::f16) {
@@ -61,11 +79,50 @@ template <DType D> static RELEX_INLINE Simd::f load_vector(const unsigned char* 
     }
 }
 
-// Calls op(std::integral_constant-like tag) for the dtype: the one place where it becomes static.
+// Calls body(i, load) for each group of the n columns, where load(p) reads the group of the row at
+// p.
+template <DType D, class Body> static RELEX_INLINE void for_groups(std::size_t n, Body body) {
+    std::size_t i = 0;
+    for (; i + kGroup <= n; i += kGroup) {
+        body(i, [i](const unsigned char* p) { return load_group<D>(p + i * item_size(D)); });
+    }
+    if (i < n) {
+        body(i, [i, n](const unsigned char* p) {
+            unsigned char padded[kGroup * item_size(D)] = {};
+            std::memcpy(padded, p + i * item_size(D), (n - i) * item_size(D));
+            return load_group<D>(padded);
+        });
+    }
+}
+
+static RELEX_INLINE Pair load_pair(const float* p) {
+    return {Simd::load(p), Simd::load(p + Simd::W)};
+}
+static RELEX_INLINE void store_pair(float* p, Pair x) {
+    Simd::store(p, x.even);
+    Simd::store(p + Simd::W, x.odd);
+}
+static RELEX_INLINE Pair sub(Pair a, Pair b) {
+    return {Simd::sub(a.even, b.even), Simd::sub(a.odd, b.odd)};
+}
+static RELEX_INLINE Pair fma(Pair a, Simd::f b, Pair c) {
+    return {Simd::fma(a.even, b, c.even), Simd::fma(a.odd, b, c.odd)};
+}
+static RELEX_INLINE Pair fma(Pair a, Pair b, Pair c) {
+    return {Simd::fma(a.even, b.even, c.even), Simd::fma(a.odd, b.odd, c.odd)};
+}
+static RELEX_INLINE Pair zero_pair() {
+    return {Simd::zero(), Simd::zero()};
+}
+static RELEX_INLINE float sum(Pair x) {
+    return Simd::sum(Simd::add(x.even, x.odd));
+}
+
 template <DType D> struct DTypeTag {
     static constexpr DType value = D;
 };
 
+// Calls op(DTypeTag<dtype>): the one place where a dtype becomes static.
 template <class Op> static RELEX_INLINE void with_dtype(DType dtype, Op op) {
     switch (dtype) {
     case DType::f32:
@@ -80,43 +137,42 @@ template <class Op> static RELEX_INLINE void with_dtype(DType dtype, Op op) {
     }
 }
 
-// out[0..n) = the values at p as floats, out[n..padded) = 0. base == nullptr: zeros.
-static void expand(const unsigned char* p, DType dtype, float* out, std::size_t n,
-                   std::size_t padded) {
-    std::size_t i = 0;
-    if (p != nullptr) {
-        with_dtype(dtype, [&](auto tag) {
-            constexpr DType D = decltype(tag)::value;
-            for (; i + Simd::W <= n; i += Simd::W) {
-                Simd::store(out + i, load_vector<D>(p + i * item_size(D)));
-            }
-            for (; i < n; ++i) {
-                out[i] = load_scalar(p, D, i);
-            }
-        });
+// out = the base's n columns from c on, as floats; zeros where there is no base.
+static void expand_base(const Rows& rows, std::size_t c, std::size_t n, float* out) {
+    if (rows.base == nullptr) {
+        std::memset(out, 0, whole_groups(n) * sizeof(float));
+        return;
     }
-    for (; i < padded; ++i) {
-        out[i] = 0.0f;
-    }
+    with_dtype(rows.base_dtype, [&](auto tag) {
+        constexpr DType D = decltype(tag)::value;
+        const unsigned char* p = rows.base + c * item_size(D);
+        for_groups<D>(n, [&](std::size_t i, auto load) { store_pair(out + i, load(p)); });
+    });
 }
 
-// out[0..n) = row − base, out[n..padded) = 0.
-static void delta_row(const unsigned char* p, DType dtype, const float* base, float* out,
-                      std::size_t n, std::size_t padded) {
-    with_dtype(dtype, [&](auto tag) {
+// out = row t − base for n columns from c on.
+static void delta_row(const Rows& rows, int t, std::size_t c, std::size_t n, const float* base,
+                      float* out) {
+    with_dtype(rows.dtype[t], [&](auto tag) {
         constexpr DType D = decltype(tag)::value;
-        std::size_t i = 0;
-        for (; i + Simd::W <= n; i += Simd::W) {
-            const Simd::f x = load_vector<D>(p + i * item_size(D));
-            Simd::store(out + i, Simd::sub(x, Simd::load(base + i)));
-        }
-        for (; i < n; ++i) {
-            out[i] = load_scalar(p, D, i) - base[i];
-        }
-        for (; i < padded; ++i) {
-            out[i] = 0.0f;
-        }
+        const unsigned char* p = rows.data[t] + c * item_size(D);
+        for_groups<D>(n, [&](std::size_t i, auto load) {
+            store_pair(out + i, sub(load(p), load_pair(base + i)));
+        });
     });
+}
+
+// How many rows from t on can be taken together: R of one dtype, or else one.
+template <int R> static RELEX_INLINE int rows_together(const Rows& rows, int t) {
+    if (t + R > rows.count) {
+        return 1;
+    }
+    for (int r = 1; r < R; ++r) {
+        if (rows.dtype[t + r] != rows.dtype[t]) {
+            return 1;
+        }
+    }
+    return R;
 }
 
 // ---- gram ---------------------------------------------------------------------------------------
@@ -127,10 +183,6 @@ static void delta_row(const unsigned char* p, DType dtype, const float* base, fl
 
 constexpr std::size_t kGramBlock = 1024;
 constexpr std::size_t kGramStride = kGramBlock + 16; // rows 4 KiB apart would share L1 sets
-
-static RELEX_INLINE std::size_t least(std::size_t a, std::size_t b) {
-    return a < b ? a : b;
-}
 
 static int tile_rows(int rows) {
     return (rows + Simd::M - 1) / Simd::M;
@@ -236,16 +288,11 @@ static std::size_t gram_scratch(int rows) {
 // One block of at most kGramBlock columns from column c, through the float panel.
 static void gram_block(const Rows& rows, std::size_t c, std::size_t n, const GramScratch& s,
                        Prefetcher& ahead) {
-    const std::size_t padded = (n + Simd::W - 1) / Simd::W * Simd::W;
-    const std::size_t base_size = item_size(rows.base_dtype);
-    expand(rows.base == nullptr ? nullptr : rows.base + c * base_size, rows.base_dtype, s.base, n,
-           padded);
+    expand_base(rows, c, n, s.base);
     for (int t = 0; t < rows.count; ++t) {
-        const DType dtype = rows.dtype[t];
-        delta_row(rows.data[t] + c * item_size(dtype), dtype, s.base,
-                  s.panel + static_cast<std::size_t>(t) * kGramStride, n, padded);
+        delta_row(rows, t, c, n, s.base, s.panel + static_cast<std::size_t>(t) * kGramStride);
     }
-    accumulate_tiles(s.panel, padded, rows.count, s.tiles, ahead);
+    accumulate_tiles(s.panel, whole_groups(n), rows.count, s.tiles, ahead);
 }
 
 static void clear_gram_scratch(const GramScratch& s, int rows) {
@@ -274,15 +321,14 @@ static void gram(const Rows& rows, Range range, double* gram, void* memory, cons
 // ---- power_step ---------------------------------------------------------------------------------
 //
 // Per block: z = Δ_Bᵀ U kept in L1, then Y += Δ_B z while the block's rows are still in L2. Both
-// sweeps form the deltas anew: subtracting again is cheaper than a panel four times the size.
+// sweeps form the deltas anew: subtracting again is cheaper than a panel twice the size.
 
 constexpr std::size_t kPowerBlock = 1024;
 constexpr int kPowerVectors = 4; // columns of U per sweep: their z fit L1 beside the base
+constexpr int kRowsTogether = 4; // rows per visit to z, or to combine's sums
 
-static std::size_t power_scratch(int rows, int k) {
-    const auto count = static_cast<std::size_t>(rows);
-    const std::size_t sums = (count * (static_cast<std::size_t>(k) + 1) * sizeof(double) + 63) / 64;
-    return sums * 64 + (1 + kPowerVectors) * kPowerBlock * sizeof(float);
+static std::size_t power_scratch(int, int) {
+    return (1 + kPowerVectors) * kPowerBlock * sizeof(float);
 }
 
 // z[q] += Σ over R rows from t of u[t][q] · Δ_t, for K vectors.
@@ -290,105 +336,75 @@ template <DType D, int R, int K>
 static RELEX_INLINE void project_rows(const Rows& rows, int t, std::size_t c, std::size_t n,
                                       const float* base, const float* u, int k, float* z) {
     const unsigned char* p[R];
-    for (int r = 0; r < R; ++r) {
-        p[r] = rows.data[t + r] + c * item_size(D);
-    }
     Simd::f w[R][K];
     for (int r = 0; r < R; ++r) {
+        p[r] = rows.data[t + r] + c * item_size(D);
         for (int q = 0; q < K; ++q) {
             w[r][q] = Simd::set1(u[(t + r) * k + q]);
         }
     }
-    std::size_t i = 0;
-    for (; i + Simd::W <= n; i += Simd::W) {
-        const Simd::f b = Simd::load(base + i);
-        Simd::f sum[K];
+    for_groups<D>(n, [&](std::size_t i, auto load) {
+        const Pair b = load_pair(base + i);
+        Pair sums[K];
         for (int q = 0; q < K; ++q) {
-            sum[q] = Simd::load(z + static_cast<std::size_t>(q) * kPowerBlock + i);
+            sums[q] = load_pair(z + static_cast<std::size_t>(q) * kPowerBlock + i);
         }
         for (int r = 0; r < R; ++r) {
-            const Simd::f d = Simd::sub(load_vector<D>(p[r] + i * item_size(D)), b);
+            const Pair d = sub(load(p[r]), b);
             for (int q = 0; q < K; ++q) {
-                sum[q] = Simd::fma(d, w[r][q], sum[q]);
+                sums[q] = fma(d, w[r][q], sums[q]);
             }
         }
         for (int q = 0; q < K; ++q) {
-            Simd::store(z + static_cast<std::size_t>(q) * kPowerBlock + i, sum[q]);
+            store_pair(z + static_cast<std::size_t>(q) * kPowerBlock + i, sums[q]);
         }
-    }
-    for (; i < n; ++i) {
-        for (int r = 0; r < R; ++r) {
-            const float d = load_scalar(p[r], D, i) - base[i];
-            for (int q = 0; q < K; ++q) {
-                z[static_cast<std::size_t>(q) * kPowerBlock + i] += d * u[(t + r) * k + q];
-            }
-        }
-    }
+    });
 }
 
-// y[t][q] += ⟨Δ_t, z[q]⟩ and, with Energy, energy[t] += ‖Δ_t‖², over one block.
+// y[q] += ⟨Δ_t, z[q]⟩ and, with Energy, energy += ‖Δ_t‖², over one block.
 template <DType D, int K, bool Energy>
 static RELEX_INLINE void correlate_row(const unsigned char* p, std::size_t n, const float* base,
                                        const float* z, double* y, double* energy) {
-    constexpr int U = 2; // two vectors in flight hide the latency of the sums
-    Simd::f sum[U][K], square[U];
-    for (int v = 0; v < U; ++v) {
-        square[v] = Simd::zero();
-        for (int q = 0; q < K; ++q) {
-            sum[v][q] = Simd::zero();
-        }
-    }
-    std::size_t i = 0;
-    for (; i + U * Simd::W <= n; i += U * Simd::W) {
-        for (int v = 0; v < U; ++v) {
-            const std::size_t at = i + static_cast<std::size_t>(v) * Simd::W;
-            // This row comes from L2; the same row of the next block is fetched meanwhile.
-            Simd::prefetch(p + (at + kPowerBlock) * item_size(D));
-            const Simd::f d =
-                Simd::sub(load_vector<D>(p + at * item_size(D)), Simd::load(base + at));
-            for (int q = 0; q < K; ++q) {
-                sum[v][q] = Simd::fma(
-                    d, Simd::load(z + static_cast<std::size_t>(q) * kPowerBlock + at), sum[v][q]);
-            }
-            if constexpr (Energy) {
-                square[v] = Simd::fma(d, d, square[v]);
-            }
-        }
-    }
-    float tail[K] = {}, tail_square = 0.0f;
-    for (; i < n; ++i) {
-        const float d = load_scalar(p, D, i) - base[i];
-        for (int q = 0; q < K; ++q) {
-            tail[q] += d * z[static_cast<std::size_t>(q) * kPowerBlock + i];
-        }
-        tail_square += d * d;
-    }
+    Pair sums[K], square = zero_pair();
     for (int q = 0; q < K; ++q) {
-        y[q] += static_cast<double>(Simd::sum(Simd::add(sum[0][q], sum[1][q])) + tail[q]);
+        sums[q] = zero_pair();
+    }
+    for_groups<D>(n, [&](std::size_t i, auto load) {
+        // This row comes from L2; the same row of the next block is fetched meanwhile.
+        for (std::size_t line = 0; line < kGroup * item_size(D); line += 64) {
+            Simd::prefetch(p + (i + kPowerBlock) * item_size(D) + line);
+        }
+        const Pair d = sub(load(p), load_pair(base + i));
+        for (int q = 0; q < K; ++q) {
+            sums[q] = fma(d, load_pair(z + static_cast<std::size_t>(q) * kPowerBlock + i), sums[q]);
+        }
+        if constexpr (Energy) {
+            square = fma(d, d, square);
+        }
+    });
+    for (int q = 0; q < K; ++q) {
+        y[q] += static_cast<double>(sum(sums[q]));
     }
     if constexpr (Energy) {
-        *energy += static_cast<double>(Simd::sum(Simd::add(square[0], square[1])) + tail_square);
+        *energy += static_cast<double>(sum(square));
     }
 }
 
 template <int K> static void power_block(const Rows& rows, std::size_t c, std::size_t n,
                                          const float* base, const float* u, int k, float* z,
                                          double* y, double* energy) {
-    constexpr int R = 4;
+    constexpr int R = kRowsTogether;
     std::memset(z, 0, K * kPowerBlock * sizeof(float));
-    for (int t = 0; t < rows.count;) {
-        const DType dtype = rows.dtype[t];
-        const bool full = t + R <= rows.count && rows.dtype[t + 1] == dtype &&
-                          rows.dtype[t + 2] == dtype && rows.dtype[t + 3] == dtype;
-        with_dtype(dtype, [&](auto tag) {
+    for (int t = 0, taken = 0; t < rows.count; t += taken) {
+        taken = rows_together<R>(rows, t);
+        with_dtype(rows.dtype[t], [&](auto tag) {
             constexpr DType D = decltype(tag)::value;
-            if (full) {
+            if (taken == R) {
                 project_rows<D, R, K>(rows, t, c, n, base, u, k, z);
             } else {
                 project_rows<D, 1, K>(rows, t, c, n, base, u, k, z);
             }
         });
-        t += full ? R : 1;
     }
     for (int t = 0; t < rows.count; ++t) {
         with_dtype(rows.dtype[t], [&](auto tag) {
@@ -407,14 +423,12 @@ static void power_step(const Rows& rows, Range range, const float* u, int k, dou
                        double* energy, void* memory, const Stop& stop) {
     auto* base = static_cast<float*>(memory);
     float* z = base + kPowerBlock;
-    const std::size_t base_size = item_size(rows.base_dtype);
     for (std::size_t c = range.begin; c < range.end; c += kPowerBlock) {
         if (stop.load(std::memory_order_relaxed)) {
             return;
         }
         const std::size_t n = least(kPowerBlock, range.end - c);
-        expand(rows.base == nullptr ? nullptr : rows.base + c * base_size, rows.base_dtype, base, n,
-               n);
+        expand_base(rows, c, n, base);
         for (int q = 0; q < k; q += kPowerVectors) {
             double* once = q == 0 ? energy : nullptr;
             switch (k - q) {
@@ -451,81 +465,73 @@ template <DType D, int R, int K>
 static RELEX_INLINE void add_rows(const Rows& rows, int t, std::size_t c, std::size_t n,
                                   const float* base, const float* w, float* acc) {
     const unsigned char* p[R];
-    const unsigned char* next[R]; // the rows whose turn comes next, prefetched as these are read
+    const unsigned char* next[R]; // the rows whose turn comes next, fetched as these are read
+    Simd::f weight[R][K];
     for (int r = 0; r < R; ++r) {
         p[r] = rows.data[t + r] + c * item_size(D);
         const int following = t + R + r < rows.count ? t + R + r : t + r;
         next[r] = rows.data[following] + c * item_size(rows.dtype[following]);
-    }
-    Simd::f weight[R][K];
-    for (int r = 0; r < R; ++r) {
         for (int q = 0; q < K; ++q) {
             weight[r][q] = Simd::set1(w[(t + r) * kCombineTargets + q]);
         }
     }
-    std::size_t i = 0;
-    for (; i + Simd::W <= n; i += Simd::W) {
-        const Simd::f b = Simd::load(base + i);
-        Simd::f sum[K];
+    for_groups<D>(n, [&](std::size_t i, auto load) {
+        const Pair b = load_pair(base + i);
+        Pair sums[K];
         for (int q = 0; q < K; ++q) {
-            sum[q] = Simd::load(acc + static_cast<std::size_t>(q) * kCombineBlock + i);
+            sums[q] = load_pair(acc + static_cast<std::size_t>(q) * kCombineBlock + i);
         }
         for (int r = 0; r < R; ++r) {
-            const Simd::f d = Simd::sub(load_vector<D>(p[r] + i * item_size(D)), b);
+            const Pair d = sub(load(p[r]), b);
             Simd::prefetch(next[r] + i * item_size(D));
             for (int q = 0; q < K; ++q) {
-                sum[q] = Simd::fma(d, weight[r][q], sum[q]);
+                sums[q] = fma(d, weight[r][q], sums[q]);
             }
         }
         for (int q = 0; q < K; ++q) {
-            Simd::store(acc + static_cast<std::size_t>(q) * kCombineBlock + i, sum[q]);
+            store_pair(acc + static_cast<std::size_t>(q) * kCombineBlock + i, sums[q]);
         }
-    }
-    for (; i < n; ++i) {
-        for (int r = 0; r < R; ++r) {
-            const float d = load_scalar(p[r], D, i) - base[i];
-            for (int q = 0; q < K; ++q) {
-                acc[static_cast<std::size_t>(q) * kCombineBlock + i] +=
-                    d * w[(t + r) * kCombineTargets + q];
-            }
-        }
-    }
+    });
 }
 
 template <int K> static void sum_block(const Rows& rows, std::size_t c, std::size_t n,
                                        const float* base, const float* w, float* acc) {
-    constexpr int R = 4;
+    constexpr int R = kRowsTogether;
     std::memset(acc, 0, K * kCombineBlock * sizeof(float));
-    for (int t = 0; t < rows.count;) {
-        const DType dtype = rows.dtype[t];
-        const bool full = t + R <= rows.count && rows.dtype[t + 1] == dtype &&
-                          rows.dtype[t + 2] == dtype && rows.dtype[t + 3] == dtype;
-        with_dtype(dtype, [&](auto tag) {
+    for (int t = 0, taken = 0; t < rows.count; t += taken) {
+        taken = rows_together<R>(rows, t);
+        with_dtype(rows.dtype[t], [&](auto tag) {
             constexpr DType D = decltype(tag)::value;
-            if (full) {
+            if (taken == R) {
                 add_rows<D, R, K>(rows, t, c, n, base, w, acc);
             } else {
                 add_rows<D, 1, K>(rows, t, c, n, base, w, acc);
             }
         });
-        t += full ? R : 1;
     }
 }
 
-// out = round(base + acc) to a 16-bit type.
+// out = round(base + acc) to a 16-bit type, columns in order again.
 template <DType D> static RELEX_INLINE void finish_narrow(const float* base, const float* acc,
                                                           std::size_t n, unsigned char* out) {
-    std::size_t i = 0;
-    for (; i + Simd::W <= n; i += Simd::W) {
-        const Simd::f x = Simd::add_odd(Simd::load(base + i), Simd::load(acc + i));
+    const auto group = [&](std::size_t i, unsigned char* to) {
+        const Pair b = load_pair(base + i);
+        const Pair a = load_pair(acc + i);
+        const Pair x = {Simd::add_odd(b.even, a.even), Simd::add_odd(b.odd, a.odd)};
         if constexpr (D == DType::f16) {
-            Simd::store_f16(out + 2 * i, x);
+            Simd::store_f16(to, x);
         } else {
-            Simd::store_bf16(out + 2 * i, x);
+            Simd::store_bf16(to, x);
         }
+    };
+    std::size_t i = 0;
+    for (; i + kGroup <= n; i += kGroup) {
+        group(i, out + 2 * i);
     }
-    for (; i < n; ++i) {
-        store_scalar(out, D, i, add_odd(base[i], acc[i]));
+    if (i < n) {
+        unsigned char padded[2 * kGroup];
+        group(i, padded);
+        std::memcpy(out + 2 * i, padded, 2 * (n - i));
     }
 }
 
@@ -535,7 +541,6 @@ static void combine_narrow(const Rows& rows, Range range, const double* weights,
     auto* base = static_cast<float*>(memory);
     float* acc = base + kCombineBlock;
     float* w = acc + kCombineTargets * kCombineBlock;
-    const std::size_t base_size = item_size(rows.base_dtype);
     const auto count = static_cast<std::size_t>(rows.count);
     for (int q = 0; q < targets; q += kCombineTargets) {
         const int k = targets - q < kCombineTargets ? targets - q : kCombineTargets;
@@ -550,8 +555,7 @@ static void combine_narrow(const Rows& rows, Range range, const double* weights,
                 return;
             }
             const std::size_t n = least(kCombineBlock, range.end - c);
-            expand(rows.base == nullptr ? nullptr : rows.base + c * base_size, rows.base_dtype,
-                   base, n, n);
+            expand_base(rows, c, n, base);
             switch (k) {
             case 1:
                 sum_block<1>(rows, c, n, base, w, acc);
@@ -567,15 +571,21 @@ static void combine_narrow(const Rows& rows, Range range, const double* weights,
             }
             for (int i = 0; i < k; ++i) {
                 unsigned char* to = out[q + i] + 2 * (c - range.begin);
-                const float* sum = acc + static_cast<std::size_t>(i) * kCombineBlock;
+                const float* sums = acc + static_cast<std::size_t>(i) * kCombineBlock;
                 if (out_dtype == DType::f16) {
-                    finish_narrow<DType::f16>(base, sum, n, to);
+                    finish_narrow<DType::f16>(base, sums, n, to);
                 } else {
-                    finish_narrow<DType::bf16>(base, sum, n, to);
+                    finish_narrow<DType::bf16>(base, sums, n, to);
                 }
             }
         }
     }
+}
+
+// acc[0..kGroup) += w · (x − base) in fp64.
+static RELEX_INLINE void add_wide(double* acc, Pair x, const double* base, double w) {
+    Simd::add_wide(acc, x.even, base, w);
+    Simd::add_wide(acc + Simd::W, x.odd, base + Simd::W, w);
 }
 
 // A float32 result has as many bits as the arithmetic above: it is summed in fp64, one target at a
@@ -585,38 +595,33 @@ static void combine_wide(const Rows& rows, Range range, const double* weights, i
     auto* narrow = static_cast<float*>(memory);
     auto* base = reinterpret_cast<double*>(narrow + kCombineBlock);
     double* acc = base + kCombineBlock;
-    const std::size_t base_size = item_size(rows.base_dtype);
     const auto count = static_cast<std::size_t>(rows.count);
     for (std::size_t c = range.begin; c < range.end; c += kCombineBlock) {
         if (stop.load(std::memory_order_relaxed)) {
             return;
         }
         const std::size_t n = least(kCombineBlock, range.end - c);
-        expand(rows.base == nullptr ? nullptr : rows.base + c * base_size, rows.base_dtype, narrow,
-               n, n);
-        for (std::size_t i = 0; i < n; ++i) {
+        expand_base(rows, c, n, narrow);
+        for (std::size_t i = 0; i < whole_groups(n); ++i) {
             base[i] = static_cast<double>(narrow[i]);
         }
         for (int q = 0; q < targets; ++q) {
             const double* w = weights + static_cast<std::size_t>(q) * count;
-            std::memset(acc, 0, n * sizeof(double));
+            std::memset(acc, 0, whole_groups(n) * sizeof(double));
             for (std::size_t t = 0; t < count; ++t) {
                 with_dtype(rows.dtype[t], [&](auto tag) {
                     constexpr DType D = decltype(tag)::value;
                     const unsigned char* p = rows.data[t] + c * item_size(D);
-                    std::size_t i = 0;
-                    for (; i + Simd::W <= n; i += Simd::W) {
-                        Simd::add_wide(acc + i, load_vector<D>(p + i * item_size(D)), base + i,
-                                       w[t]);
-                    }
-                    for (; i < n; ++i) {
-                        acc[i] += w[t] * (static_cast<double>(load_scalar(p, D, i)) - base[i]);
-                    }
+                    for_groups<D>(n, [&](std::size_t i, auto load) {
+                        add_wide(acc + i, load(p), base + i, w[t]);
+                    });
                 });
             }
             unsigned char* to = out[q] + 4 * (c - range.begin);
             for (std::size_t i = 0; i < n; ++i) {
-                store_raw(to + 4 * i, static_cast<float>(base[i] + acc[i]));
+                const std::size_t at = i / kGroup * kGroup + i % 2 * Simd::W + i % kGroup / 2;
+                store_raw(to + 4 * i,
+                          acc[at] == 0.0 ? narrow[at] : static_cast<float>(base[at] + acc[at]));
             }
         }
     }

@@ -3,6 +3,9 @@
 struct Simd {
     using f = __m256;
     static constexpr int W = 8;
+    struct Pair {
+        f even, odd; // of 2 W neighbouring columns
+    };
     static constexpr int M = 3; // 3 × 3 accumulators + 3 + 1 operands of the 16 registers
 
     static RELEX_INLINE f zero() { return _mm256_setzero_ps(); }
@@ -18,31 +21,56 @@ struct Simd {
         return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
     }
 
-    static RELEX_INLINE __m128i load_half(const unsigned char* p) {
-        return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-    }
-    static RELEX_INLINE f load_f32(const unsigned char* p) {
-        return _mm256_loadu_ps(reinterpret_cast<const float*>(p));
-    }
-    static RELEX_INLINE f load_f16(const unsigned char* p) { return _mm256_cvtph_ps(load_half(p)); }
-    static RELEX_INLINE f load_bf16(const unsigned char* p) {
-        return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(load_half(p)), 16));
+    static RELEX_INLINE __m256i load_bits(const unsigned char* p) {
+        return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
     }
 
-    static RELEX_INLINE void store_f16(unsigned char* p, f x) {
-        _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
-                         _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+    static RELEX_INLINE Pair load_f32(const unsigned char* p) {
+        const f a = _mm256_castsi256_ps(load_bits(p));
+        const f b = _mm256_castsi256_ps(load_bits(p + 32));
+        return {in_order(_mm256_shuffle_ps(a, b, 0x88)), in_order(_mm256_shuffle_ps(a, b, 0xdd))};
     }
-    static RELEX_INLINE void store_bf16(unsigned char* p, f x) {
+    static RELEX_INLINE Pair load_f16(const unsigned char* p) {
+        const __m256i x = load_bits(p);
+        const __m256i even = _mm256_and_si256(x, _mm256_set1_epi32(0xffff));
+        return {_mm256_cvtph_ps(narrow(even)), _mm256_cvtph_ps(narrow(_mm256_srli_epi32(x, 16)))};
+    }
+    static RELEX_INLINE Pair load_bf16(const unsigned char* p) {
+        const __m256i x = load_bits(p);
+        return {_mm256_castsi256_ps(_mm256_slli_epi32(x, 16)),
+                _mm256_castsi256_ps(_mm256_and_si256(x, _mm256_set1_epi32(-65536)))};
+    }
+    // Undoes the way 256-bit shuffles work on their halves apart.
+    static RELEX_INLINE f in_order(f x) {
+        return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(x), 0xd8));
+    }
+    // Lanes below 65536 as 16-bit words.
+    static RELEX_INLINE __m128i narrow(__m256i x) {
+        return _mm_packus_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+    }
+
+    static RELEX_INLINE void store_bits(unsigned char* p, __m256i x) {
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), x);
+    }
+    static RELEX_INLINE void store_f16(unsigned char* p, Pair x) {
+        constexpr int mode = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+        const __m256i even = _mm256_cvtepu16_epi32(_mm256_cvtps_ph(x.even, mode));
+        const __m256i odd = _mm256_cvtepu16_epi32(_mm256_cvtps_ph(x.odd, mode));
+        store_bits(p, _mm256_or_si256(even, _mm256_slli_epi32(odd, 16)));
+    }
+    static RELEX_INLINE void store_bf16(unsigned char* p, Pair x) {
+        const __m256i odd = _mm256_and_si256(round_bf16(x.odd), _mm256_set1_epi32(-65536));
+        store_bits(p, _mm256_or_si256(_mm256_srli_epi32(round_bf16(x.even), 16), odd));
+    }
+    // Rounded to the upper half of each lane; the lower half is left over.
+    static RELEX_INLINE __m256i round_bf16(f x) {
         const __m256i bits = _mm256_castps_si256(x);
         const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
-        __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+        const __m256i rounded =
+            _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
         const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
         const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
-        rounded = _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, nan), 16);
-        const __m128i packed =
-            _mm_packus_epi32(_mm256_castsi256_si128(rounded), _mm256_extracti128_si256(rounded, 1));
-        _mm_storeu_si128(reinterpret_cast<__m128i*>(p), packed);
+        return _mm256_blendv_epi8(rounded, quiet, nan);
     }
 
     // The vector form of relex::add_odd.
@@ -59,7 +87,8 @@ struct Simd {
         const __m256i step =
             _mm256_or_si256(_mm256_srai_epi32(opposite, 31), _mm256_set1_epi32(1)); // ±1
         const __m256i moved = _mm256_and_si256(_mm256_andnot_si256(odd, inexact), step);
-        return _mm256_castsi256_ps(_mm256_add_epi32(bits, moved));
+        const f sum = _mm256_castsi256_ps(_mm256_add_epi32(bits, moved));
+        return _mm256_blendv_ps(sum, a, _mm256_cmp_ps(b, _mm256_setzero_ps(), _CMP_EQ_OQ));
     }
 
     static RELEX_INLINE void add_wide(double* acc, f x, const double* base, double w) {

@@ -3,6 +3,9 @@
 struct Simd {
     using f = __m512;
     static constexpr int W = 16;
+    struct Pair {
+        f even, odd; // of 2 W neighbouring columns
+    };
     static constexpr int M = 5; // 5 × 5 accumulators + 5 + 1 operands of the 32 registers
 
     static RELEX_INLINE f zero() { return _mm512_setzero_ps(); }
@@ -14,27 +17,46 @@ struct Simd {
     static RELEX_INLINE f fma(f a, f b, f c) { return _mm512_fmadd_ps(a, b, c); }
     static RELEX_INLINE float sum(f x) { return _mm512_reduce_add_ps(x); }
 
-    static RELEX_INLINE f load_f32(const unsigned char* p) { return _mm512_loadu_ps(p); }
-    static RELEX_INLINE f load_f16(const unsigned char* p) {
-        return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+    static RELEX_INLINE __m512i load_bits(const unsigned char* p) { return _mm512_loadu_si512(p); }
+
+    static RELEX_INLINE Pair load_f32(const unsigned char* p) {
+        const __m512i even =
+            _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+        const __m512i odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
+        const f a = _mm512_castsi512_ps(load_bits(p));
+        const f b = _mm512_castsi512_ps(load_bits(p + 64));
+        return {_mm512_permutex2var_ps(a, even, b), _mm512_permutex2var_ps(a, odd, b)};
     }
-    static RELEX_INLINE f load_bf16(const unsigned char* p) {
-        const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-        return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+    static RELEX_INLINE Pair load_f16(const unsigned char* p) {
+        const __m512i x = load_bits(p);
+        return {_mm512_cvtph_ps(_mm512_cvtepi32_epi16(x)),
+                _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(x, 16)))};
+    }
+    static RELEX_INLINE Pair load_bf16(const unsigned char* p) {
+        const __m512i x = load_bits(p);
+        return {_mm512_castsi512_ps(_mm512_slli_epi32(x, 16)),
+                _mm512_castsi512_ps(_mm512_and_si512(x, _mm512_set1_epi32(-65536)))};
     }
 
-    static RELEX_INLINE void store_f16(unsigned char* p, f x) {
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
-                            _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+    static RELEX_INLINE void store_f16(unsigned char* p, Pair x) {
+        constexpr int mode = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+        const __m512i even = _mm512_cvtepu16_epi32(_mm512_cvtps_ph(x.even, mode));
+        const __m512i odd = _mm512_cvtepu16_epi32(_mm512_cvtps_ph(x.odd, mode));
+        _mm512_storeu_si512(p, _mm512_or_si512(even, _mm512_slli_epi32(odd, 16)));
     }
-    static RELEX_INLINE void store_bf16(unsigned char* p, f x) {
+    static RELEX_INLINE void store_bf16(unsigned char* p, Pair x) {
+        const __m512i high = _mm512_set1_epi32(-65536);
+        const __m512i odd = _mm512_and_si512(round_bf16(x.odd), high);
+        _mm512_storeu_si512(p, _mm512_or_si512(_mm512_srli_epi32(round_bf16(x.even), 16), odd));
+    }
+    // Rounded to the upper half of each lane; the lower half is left over.
+    static RELEX_INLINE __m512i round_bf16(f x) {
         const __m512i bits = _mm512_castps_si512(x);
         const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-        __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+        const __m512i rounded =
+            _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
         const __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
-        rounded = _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x400000));
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
-                            _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
+        return _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x400000));
     }
 
     // The vector form of relex::add_odd.
@@ -48,8 +70,9 @@ struct Simd {
         const __m512i opposite = _mm512_xor_si512(bits, _mm512_castps_si512(error));
         const __m512i step =
             _mm512_or_si512(_mm512_srai_epi32(opposite, 31), _mm512_set1_epi32(1)); // ±1
-        return _mm512_castsi512_ps(
+        const f odd = _mm512_castsi512_ps(
             _mm512_mask_add_epi32(bits, _kand_mask16(inexact, even), bits, step));
+        return _mm512_mask_mov_ps(odd, _mm512_cmp_ps_mask(b, _mm512_setzero_ps(), _CMP_EQ_OQ), a);
     }
 
     // acc[0..W) += w · (x − base[0..W)) in fp64.

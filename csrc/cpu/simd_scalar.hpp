@@ -7,6 +7,9 @@ struct Simd {
     struct f {
         float lane[W];
     };
+    struct Pair {
+        f even, odd; // of 2 W neighbouring columns
+    };
 
     template <class Op> static RELEX_INLINE f each(Op op) {
         f r;
@@ -39,23 +42,28 @@ struct Simd {
     }
     static RELEX_INLINE float sum(f x) { return (x.lane[0] + x.lane[2]) + (x.lane[1] + x.lane[3]); }
 
-    static RELEX_INLINE f load_f32(const unsigned char* p) {
-        return each([&](int i) { return load_raw<float>(p + 4 * i); });
+    template <class Load> static RELEX_INLINE Pair pair(Load at) {
+        return {each([&](int i) { return at(2 * i); }), each([&](int i) { return at(2 * i + 1); })};
     }
-    static RELEX_INLINE f load_f16(const unsigned char* p) {
-        return each([&](int i) { return f16_to_float(load_raw<std::uint16_t>(p + 2 * i)); });
+    static RELEX_INLINE Pair load_f32(const unsigned char* p) {
+        return pair([&](int i) { return load_raw<float>(p + 4 * i); });
     }
-    static RELEX_INLINE f load_bf16(const unsigned char* p) {
-        return each([&](int i) { return bf16_to_float(load_raw<std::uint16_t>(p + 2 * i)); });
+    static RELEX_INLINE Pair load_f16(const unsigned char* p) {
+        return pair([&](int i) { return f16_to_float(load_raw<std::uint16_t>(p + 2 * i)); });
     }
-    static RELEX_INLINE void store_f16(unsigned char* p, f x) {
+    static RELEX_INLINE Pair load_bf16(const unsigned char* p) {
+        return pair([&](int i) { return bf16_to_float(load_raw<std::uint16_t>(p + 2 * i)); });
+    }
+    static RELEX_INLINE void store_f16(unsigned char* p, Pair x) {
         for (int i = 0; i < W; ++i) {
-            store_raw(p + 2 * i, float_to_f16(x.lane[i]));
+            store_raw(p + 4 * i, float_to_f16(x.even.lane[i]));
+            store_raw(p + 4 * i + 2, float_to_f16(x.odd.lane[i]));
         }
     }
-    static RELEX_INLINE void store_bf16(unsigned char* p, f x) {
+    static RELEX_INLINE void store_bf16(unsigned char* p, Pair x) {
         for (int i = 0; i < W; ++i) {
-            store_raw(p + 2 * i, float_to_bf16(x.lane[i]));
+            store_raw(p + 4 * i, float_to_bf16(x.even.lane[i]));
+            store_raw(p + 4 * i + 2, float_to_bf16(x.odd.lane[i]));
         }
     }
 
