@@ -1,0 +1,42 @@
+# Two commands need nothing but python3 and a C++ compiler: `make demo` and `make test`.
+# Both make the virtual environment in .venv, build the package into it and go on from there.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := $(shell find csrc python -type f -not -path '*/__pycache__/*' -not -name '*.so')
+CPP := $(wildcard csrc/*.?pp csrc/cpu/*.?pp benchmarks/*.cpp)
+PY := python tests benchmarks examples
+
+.PHONY: demo test lint format clean
+
+demo: $(VENV)/.installed
+	$(BIN)/python examples/tiny_grpo/demo.py
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check $(PY)
+	$(BIN)/ruff format --check $(PY)
+	$(BIN)/clang-format --dry-run --Werror $(CPP)
+	$(BIN)/mypy
+
+format: $(VENV)/.installed
+	$(BIN)/ruff check --fix $(PY)
+	$(BIN)/ruff format $(PY)
+	$(BIN)/clang-format -i $(CPP)
+
+# torch first and pinned: whatever asks for it later is satisfied. Warnings are errors here only.
+$(VENV)/.torch: constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch numpy
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.torch $(SOURCES) CMakeLists.txt pyproject.toml
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt \
+	  --config-settings cmake.define.RELEX_WERROR=ON '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist runs
