@@ -34,7 +34,9 @@ def main() -> None:
     parser.add_argument("--problems", type=int, default=4000)
     args = parser.parse_args()
 
-    shutil.rmtree(args.folder, ignore_errors=True)
+    for part in ("run", "forecast"):  # of an earlier demo; nothing else in the folder is touched
+        shutil.rmtree(args.folder / part, ignore_errors=True)
+    args.folder.mkdir(parents=True, exist_ok=True)
     print(f"Unpacking a real GRPO run (Qwen2, 334,656 parameters, 200 steps) to {args.folder}")
     trained = unpack(args.folder / "run")
     forecast = args.folder / "forecast"
