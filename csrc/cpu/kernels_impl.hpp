@@ -326,6 +326,7 @@ static void gram(const Rows& rows, Range range, double* gram, void* memory, cons
 constexpr std::size_t kPowerBlock = 1024;
 constexpr int kPowerVectors = 4; // columns of U per sweep: their z fit L1 beside the base
 constexpr int kRowsTogether = 4; // rows per visit to z, or to combine's sums
+constexpr std::size_t kPrefetchBytes = 512; // how far ahead of its loads a row is fetched
 
 static std::size_t power_scratch(int, int) {
     return (1 + kPowerVectors) * kPowerBlock * sizeof(float);
@@ -351,6 +352,7 @@ static RELEX_INLINE void project_rows(const Rows& rows, int t, std::size_t c, st
         }
         for (int r = 0; r < R; ++r) {
             const Pair d = sub(load(p[r]), b);
+            Simd::prefetch_near(p[r] + i * item_size(D) + kPrefetchBytes);
             for (int q = 0; q < K; ++q) {
                 sums[q] = fma(d, w[r][q], sums[q]);
             }
@@ -465,12 +467,9 @@ template <DType D, int R, int K>
 static RELEX_INLINE void add_rows(const Rows& rows, int t, std::size_t c, std::size_t n,
                                   const float* base, const float* w, float* acc) {
     const unsigned char* p[R];
-    const unsigned char* next[R]; // the rows whose turn comes next, fetched as these are read
     Simd::f weight[R][K];
     for (int r = 0; r < R; ++r) {
         p[r] = rows.data[t + r] + c * item_size(D);
-        const int following = t + R + r < rows.count ? t + R + r : t + r;
-        next[r] = rows.data[following] + c * item_size(rows.dtype[following]);
         for (int q = 0; q < K; ++q) {
             weight[r][q] = Simd::set1(w[(t + r) * kCombineTargets + q]);
         }
@@ -483,7 +482,7 @@ static RELEX_INLINE void add_rows(const Rows& rows, int t, std::size_t c, std::s
         }
         for (int r = 0; r < R; ++r) {
             const Pair d = sub(load(p[r]), b);
-            Simd::prefetch(next[r] + i * item_size(D));
+            Simd::prefetch_near(p[r] + i * item_size(D) + kPrefetchBytes);
             for (int q = 0; q < K; ++q) {
                 sums[q] = fma(d, weight[r][q], sums[q]);
             }

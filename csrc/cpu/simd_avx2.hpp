@@ -107,7 +107,11 @@ struct Simd {
         }
     }
 
+    // Into L2, and into L1.
     static RELEX_INLINE void prefetch(const void* p) {
         _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1);
+    }
+    static RELEX_INLINE void prefetch_near(const void* p) {
+        _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0);
     }
 };

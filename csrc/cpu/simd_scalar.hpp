@@ -83,5 +83,7 @@ struct Simd {
         }
     }
 
+    // Into L2, and into L1.
     static RELEX_INLINE void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
+    static RELEX_INLINE void prefetch_near(const void* p) { __builtin_prefetch(p, 0, 3); }
 };
