@@ -57,7 +57,7 @@ def write(folder: Path, tensors: dict[str, tuple[NDArray[np.uint16], tuple[int, 
     with (folder / "model.safetensors").open("wb") as file:
         file.write(lay_out(described, {"format": "pt"}).header)
         for words, _ in tensors.values():
-            file.write(memoryview(words).cast("B"))
+            file.write(words.data.cast("B"))
     config = {"model_type": "qwen2", "tie_word_embeddings": True, "torch_dtype": "bfloat16"}
     (folder / "config.json").write_text(json.dumps(config))
 
