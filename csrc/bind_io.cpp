@@ -49,7 +49,7 @@ void bind_io(py::module_& m) {
             const py::gil_scoped_release release;
             announce(strips.data(), strips.size());
         },
-        arg("addresses"), arg("lengths"));
+        arg("addresses").noconvert(), arg("lengths").noconvert());
     m.def(
         "populate",
         [](const Vector& addresses, const Vector& lengths, const StopToken& stop) {
@@ -57,7 +57,7 @@ void bind_io(py::module_& m) {
             const py::gil_scoped_release release;
             return outcome(populate(strips.data(), strips.size(), stop.flag));
         },
-        arg("addresses"), arg("lengths"), arg("stop"));
+        arg("addresses").noconvert(), arg("lengths").noconvert(), arg("stop"));
     m.def(
         "release",
         [](const Vector& addresses, const Vector& lengths) {
@@ -65,7 +65,7 @@ void bind_io(py::module_& m) {
             const py::gil_scoped_release release;
             release_strips(strips.data(), strips.size());
         },
-        arg("addresses"), arg("lengths"));
+        arg("addresses").noconvert(), arg("lengths").noconvert());
     m.def("start_writeback", &start_writeback, arg("descriptor"), arg("offset"), arg("bytes"),
           py::call_guard<py::gil_scoped_release>());
     m.def(
@@ -82,7 +82,8 @@ void bind_io(py::module_& m) {
             const py::gil_scoped_release release;
             return outcome(read(strips.data(), strips.size(), stop.flag));
         },
-        arg("descriptors"), arg("offsets"), arg("addresses"), arg("lengths"), arg("stop"));
+        arg("descriptors").noconvert(), arg("offsets").noconvert(), arg("addresses").noconvert(),
+        arg("lengths").noconvert(), arg("stop"));
 }
 
 } // namespace relex

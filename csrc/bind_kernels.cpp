@@ -102,13 +102,14 @@ void bind_kernels(py::module_& m) {
     m.attr("MAX_ROWS") = cpu::kMaxRows;
     m.attr("MAX_VECTORS") = cpu::kMaxVectors;
     m.def("isas", &isas);
-    m.def("gram", &gram, arg("rows"), arg("dtypes"), arg("base"), arg("base_dtype"), arg("columns"),
-          arg("gram").noconvert(), arg("threads"), arg("isa"));
-    m.def("power_step", &power_step, arg("rows"), arg("dtypes"), arg("base"), arg("base_dtype"),
-          arg("columns"), arg("u"), arg("y").noconvert(), arg("energy").noconvert(), arg("threads"),
-          arg("isa"));
-    m.def("combine", &combine, arg("rows"), arg("dtypes"), arg("base"), arg("base_dtype"),
-          arg("columns"), arg("weights"), arg("out"), arg("out_dtype"), arg("threads"), arg("isa"));
+    m.def("gram", &gram, arg("rows").noconvert(), arg("dtypes").noconvert(), arg("base"),
+          arg("base_dtype"), arg("columns"), arg("gram").noconvert(), arg("threads"), arg("isa"));
+    m.def("power_step", &power_step, arg("rows").noconvert(), arg("dtypes").noconvert(),
+          arg("base"), arg("base_dtype"), arg("columns"), arg("u").noconvert(),
+          arg("y").noconvert(), arg("energy").noconvert(), arg("threads"), arg("isa"));
+    m.def("combine", &combine, arg("rows").noconvert(), arg("dtypes").noconvert(), arg("base"),
+          arg("base_dtype"), arg("columns"), arg("weights").noconvert(), arg("out").noconvert(),
+          arg("out_dtype"), arg("threads"), arg("isa"));
 }
 
 } // namespace relex

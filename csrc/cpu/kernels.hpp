@@ -19,7 +19,7 @@
 
 namespace relex::cpu {
 
-constexpr std::size_t kSegment = 65536; // columns; 128 KiB of a 16-bit row
+constexpr std::size_t kSegment = 16384; // columns; 32 KiB of a 16-bit row
 constexpr int kMaxRows = 4096;          // T; a T × T Gram of doubles is then 128 MiB
 constexpr int kMaxVectors = 64;         // columns of U in power_step
 

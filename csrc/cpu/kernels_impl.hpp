@@ -146,7 +146,10 @@ static void expand_base(const Rows& rows, std::size_t c, std::size_t n, float* o
     with_dtype(rows.base_dtype, [&](auto tag) {
         constexpr DType D = decltype(tag)::value;
         const unsigned char* p = rows.base + c * item_size(D);
-        for_groups<D>(n, [&](std::size_t i, auto load) { store_pair(out + i, load(p)); });
+        for_groups<D>(n, [&](std::size_t i, auto load) {
+            store_pair(out + i, load(p));
+            Simd::prefetch(p + (i + n) * item_size(D)); // the next block's, long before its turn
+        });
     });
 }
 
@@ -162,17 +165,37 @@ static void delta_row(const Rows& rows, int t, std::size_t c, std::size_t n, con
     });
 }
 
-// How many rows from t on can be taken together: R of one dtype, or else one.
-template <int R> static RELEX_INLINE int rows_together(const Rows& rows, int t) {
-    if (t + R > rows.count) {
-        return 1;
-    }
-    for (int r = 1; r < R; ++r) {
-        if (rows.dtype[t + r] != rows.dtype[t]) {
-            return 1;
+// Calls op(t, RowsTag<R>, DTypeTag<D>) for all rows, eight neighbours of one dtype together where
+// there are as many, else four, else one. Eight rows read abreast are what it takes to keep enough
+// cache lines in flight to use the memory's bandwidth.
+template <int R> struct RowsTag {
+    static constexpr int value = R;
+};
+
+template <class Op> static RELEX_INLINE void for_rows(const Rows& rows, Op op) {
+    const auto alike = [&](int t, int count) {
+        bool same = t + count <= rows.count;
+        for (int r = 1; same && r < count; ++r) {
+            same = rows.dtype[t + r] == rows.dtype[t];
         }
+        return same;
+    };
+    for (int t = 0; t < rows.count;) {
+        const int taken = alike(t, 8) ? 8 : alike(t, 4) ? 4 : 1;
+        with_dtype(rows.dtype[t], [&](auto dtype) {
+            switch (taken) {
+            case 8:
+                op(t, RowsTag<8>{}, dtype);
+                break;
+            case 4:
+                op(t, RowsTag<4>{}, dtype);
+                break;
+            default:
+                op(t, RowsTag<1>{}, dtype);
+            }
+        });
+        t += taken;
     }
-    return R;
 }
 
 // ---- gram ---------------------------------------------------------------------------------------
@@ -181,7 +204,7 @@ template <int R> static RELEX_INLINE int rows_together(const Rows& rows, int t) 
 // triangle of M × M tiles is then accumulated in registers, one dot product per pair of rows, and
 // added to the segment's tiles in fp64.
 
-constexpr std::size_t kGramBlock = 1024;
+constexpr std::size_t kGramBlock = 64 * Simd::W;     // each lane adds 64 products in fp32, no more
 constexpr std::size_t kGramStride = kGramBlock + 16; // rows 4 KiB apart would share L1 sets
 
 static int tile_rows(int rows) {
@@ -323,9 +346,8 @@ static void gram(const Rows& rows, Range range, double* gram, void* memory, cons
 // Per block: z = Δ_Bᵀ U kept in L1, then Y += Δ_B z while the block's rows are still in L2. Both
 // sweeps form the deltas anew: subtracting again is cheaper than a panel twice the size.
 
-constexpr std::size_t kPowerBlock = 1024;
+constexpr std::size_t kPowerBlock = 64 * Simd::W;
 constexpr int kPowerVectors = 4; // columns of U per sweep: their z fit L1 beside the base
-constexpr int kRowsTogether = 4; // rows per visit to z, or to combine's sums
 constexpr std::size_t kPrefetchBytes = 512; // how far ahead of its loads a row is fetched
 
 static std::size_t power_scratch(int, int) {
@@ -395,19 +417,11 @@ static RELEX_INLINE void correlate_row(const unsigned char* p, std::size_t n, co
 template <int K> static void power_block(const Rows& rows, std::size_t c, std::size_t n,
                                          const float* base, const float* u, int k, float* z,
                                          double* y, double* energy) {
-    constexpr int R = kRowsTogether;
     std::memset(z, 0, K * kPowerBlock * sizeof(float));
-    for (int t = 0, taken = 0; t < rows.count; t += taken) {
-        taken = rows_together<R>(rows, t);
-        with_dtype(rows.dtype[t], [&](auto tag) {
-            constexpr DType D = decltype(tag)::value;
-            if (taken == R) {
-                project_rows<D, R, K>(rows, t, c, n, base, u, k, z);
-            } else {
-                project_rows<D, 1, K>(rows, t, c, n, base, u, k, z);
-            }
-        });
-    }
+    for_rows(rows, [&](int t, auto together, auto dtype) {
+        project_rows<decltype(dtype)::value, decltype(together)::value, K>(rows, t, c, n, base, u,
+                                                                           k, z);
+    });
     for (int t = 0; t < rows.count; ++t) {
         with_dtype(rows.dtype[t], [&](auto tag) {
             constexpr DType D = decltype(tag)::value;
@@ -495,19 +509,10 @@ static RELEX_INLINE void add_rows(const Rows& rows, int t, std::size_t c, std::s
 
 template <int K> static void sum_block(const Rows& rows, std::size_t c, std::size_t n,
                                        const float* base, const float* w, float* acc) {
-    constexpr int R = kRowsTogether;
     std::memset(acc, 0, K * kCombineBlock * sizeof(float));
-    for (int t = 0, taken = 0; t < rows.count; t += taken) {
-        taken = rows_together<R>(rows, t);
-        with_dtype(rows.dtype[t], [&](auto tag) {
-            constexpr DType D = decltype(tag)::value;
-            if (taken == R) {
-                add_rows<D, R, K>(rows, t, c, n, base, w, acc);
-            } else {
-                add_rows<D, 1, K>(rows, t, c, n, base, w, acc);
-            }
-        });
-    }
+    for_rows(rows, [&](int t, auto together, auto dtype) {
+        add_rows<decltype(dtype)::value, decltype(together)::value, K>(rows, t, c, n, base, w, acc);
+    });
 }
 
 // out = round(base + acc) to a 16-bit type, columns in order again.

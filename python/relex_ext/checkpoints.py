@@ -40,6 +40,9 @@ STEP_FOLDERS: Mapping[str, re.Pattern[str]] = {
 WEIGHT_FOLDERS = ("", "actor/huggingface", "huggingface")
 """Where a step's folder may keep its weights, the first that has them counts."""
 
+TRAINER_STATE = re.compile(r"(optimizer|scheduler|scaler|training_args|rng_state.*)\.\w+")
+"""Pickles that lie beside the weights in a Trainer's checkpoint and are none."""
+
 
 @dataclass(frozen=True, slots=True)
 class Shard:
@@ -122,16 +125,19 @@ def resolve(checkpoints: Checkpoints) -> dict[int, Path]:
 
 
 def select(
-    found: Mapping[int, Path], until: int | None = None, steps: Sequence[int] | None = None
+    found: Mapping[int, Path],
+    until: int | None = None,
+    steps: Sequence[int] | None = None,
+    least: int = 2,
 ) -> dict[int, Path]:
     """The checkpoints to use: those of ``steps`` (all must exist), up to ``until`` inclusive.
 
     Raises:
-        InputError: a step asked for is not there, or fewer than two are left.
+        InputError: a step asked for is not there, or fewer than ``least`` are left.
     """
     chosen = dict(found)
     if steps is not None:
-        wanted = sorted(set(steps))
+        wanted = sorted({int(step) for step in steps})
         if len(wanted) != len(steps):
             raise InputError(f"steps: expected each step once, found {_numbers(sorted(steps))}")
         missing = [step for step in wanted if step not in found]
@@ -142,11 +148,9 @@ def select(
         chosen = {step: found[step] for step in wanted}
     if until is not None:
         chosen = {step: folder for step, folder in chosen.items() if step <= until}
-    if len(chosen) < 2:
+    if len(chosen) < least:
         detail = f" of {_numbers(found)}" if found else ""
-        raise InputError(
-            f"checkpoints: expected at least 2 to fit a line, found {len(chosen)}{detail}"
-        )
+        raise InputError(f"checkpoints: expected at least {least}, found {len(chosen)}{detail}")
     return chosen
 
 
@@ -193,7 +197,8 @@ def weights_folder(folder: Path) -> Path:
             return place
     if (folder / "adapter_model.safetensors").exists():
         raise InputError(f"{folder}: expected full weights, found a LoRA adapter; merge it first")
-    if any(folder.glob("*.bin")) or any(folder.glob("*.pt")) or any(folder.glob("*.pth")):
+    pickles = (p for pattern in ("*.bin", "*.pt", "*.pth") for p in folder.glob(pattern))
+    if any(not TRAINER_STATE.fullmatch(path.name) for path in pickles):
         raise InputError(
             f"{folder}: expected {SINGLE}, found pickled weights; load them and "
             "save_pretrained(..., safe_serialization=True)"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -217,9 +218,18 @@ def summary_text(done: Extrapolation) -> str:
     return "\n".join(lines)
 
 
+def _terminate(number: int, frame: object) -> None:
+    raise SystemExit(128 + number)  # unwinds, so that nothing half-written stays behind
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 0 done, 2 bad input (one line on stderr), 130 interrupted."""
+    """Exit status: 0 done, 2 bad input (one line on stderr), 130 interrupted, 143 terminated."""
     args = build_parser().parse_args(argv)
+    # numpy only decomposes T × T matrices here; its own threads would wake up to get in the way of
+    # the kernels'. Read when numpy is imported, so it has to be said before.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    os.environ.setdefault("MKL_NUM_THREADS", "1")
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         {"extrapolate": _extrapolate, "scan": _scan}[args.command](args)
     except RelexError as error:

@@ -20,9 +20,6 @@ from relex_ext.stream import Pass, Stream, Window, allow_many_files
 
 Tick = Callable[[int], None]
 
-TINY = 1e-30
-"""Mean squared delta below which fp32 products of power iteration would underflow."""
-
 
 class Run:
     """One run over a plan. Tensors are taken in the plan's order: for each, :meth:`scan` unless the
@@ -152,15 +149,13 @@ class Run:
                 squares = energy if passes == 0 else None
                 self._backend.power_step(window.strips, u, y, squares)
             if passes == 0:
-                self._check_finite(item, energy)
-                if energy.sum() < TINY * item.tensor.columns * t:
-                    raise _TooSmall
+                power.check_range(y, energy, item.tensor.columns)
             passes += 1
             return y
 
         try:
             u, values, _, _ = power.solve(step, t, self._rank)
-        except _TooSmall:  # frozen, or deltas that only the Gram's fp64 path can square
+        except power.OutOfRange:
             return spectrum_of_gram(self._gram(item, read()), min(self._rank, t))
         return power.spectrum(u, values, float(energy.sum()))
 
@@ -216,7 +211,3 @@ class Run:
         if len(held) < targets or held[0].size < size:
             self._buffers[self._turn] = held = [np.empty(size, np.uint8) for _ in range(targets)]
         return [buffer[:size] for buffer in held[:targets]]
-
-
-class _TooSmall(Exception):
-    pass

@@ -12,7 +12,7 @@ because v_k = Δᵀu_k / σ_k.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +21,9 @@ from numpy.typing import NDArray
 from relex_ext.errors import InputError
 
 TIME_AXES = ("step", "index")
+
+FARTHEST = 1e15
+"""The largest step: float64 still counts by ones there, and a folder can be named after it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,14 +84,20 @@ class Options:
             raise InputError(f"step_scale: expected a finite number, found {self.step_scale}")
 
 
-def check_targets(targets: Sequence[float] | float) -> tuple[float, ...]:
+def check_targets(targets: Iterable[float] | float) -> tuple[float, ...]:
     """Targets as a tuple of finite, distinct floats."""
-    numbers = tuple(float(t) for t in (targets if isinstance(targets, Sequence) else [targets]))
+    given = targets if isinstance(targets, Iterable) and not isinstance(targets, str) else [targets]
+    try:
+        numbers = tuple(float(target) for target in given)
+    except (TypeError, ValueError):
+        raise InputError(f"target_steps: expected numbers, found {targets!r}") from None
     if not numbers:
         raise InputError("target_steps: expected at least one, found none")
     for target in numbers:
         if not math.isfinite(target):
             raise InputError(f"target_steps: expected a finite step, found {target}")
+        if abs(target) > FARTHEST:
+            raise InputError(f"target_steps: expected at most {FARTHEST:.0e}, found {target}")
     if len(set(numbers)) != len(numbers):
         raise InputError("target_steps: expected each once, found one twice")
     return numbers
@@ -115,7 +124,8 @@ def fit_line(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[float, flo
     intercept = float(y.mean() - slope * mean)
     residual = y - (slope * x + intercept)
     total = float(((y - y.mean()) ** 2).sum())
-    return slope, intercept, 1.0 - float(residual @ residual) / total if total > 0.0 else 0.0
+    varies = total > (len(y) * np.finfo(np.float64).eps) ** 2 * float(y @ y)
+    return slope, intercept, 1.0 - float(residual @ residual) / total if varies else 0.0
 
 
 def axis_of(steps: Sequence[int], options: Options) -> NDArray[np.float64]:
@@ -143,5 +153,6 @@ def relex(
             break
         slope, intercept, r2 = fit_line(x, sigma * u)
         weights += np.outer((slope * at + intercept) / sigma, u)
-        components.append(Component(sigma, sigma**2 / spectrum.energy, slope, intercept, r2))
+        share = min(1.0, sigma**2 / spectrum.energy)  # fp32 sums may round it past 1
+        components.append(Component(sigma, share, slope, intercept, r2))
     return weights, tuple(components)

@@ -82,11 +82,17 @@ def leading_spectrum(
 
         def step(u: NDArray[np.float32]) -> NDArray[np.float64]:
             y = np.zeros(u.shape)
-            engine.power_step(strips, u, y, None if energy.any() else energy)
+            first = not energy.any()
+            engine.power_step(strips, u, y, energy if first else None)
+            if first:
+                power.check_range(y, energy, strips.columns)
             return y
 
-        u, values, _, _ = power.solve(step, t, rank)
-        return power.spectrum(u, values, float(energy.sum()))
+        try:
+            u, values, _, _ = power.solve(step, t, rank)
+            return power.spectrum(u, values, float(energy.sum()))
+        except power.OutOfRange:
+            pass  # the Gram's fp64 path answers
     gram = np.zeros((t, t))
     engine.gram(strips, gram)
     if not np.isfinite(np.diag(gram)).all():

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from relex_ext import _core
+from relex_ext.errors import OutputError
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,3 +104,22 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def make_folder(folder: Path) -> list[Path]:
+    """Make a folder; returns those that had to be made, innermost first."""
+    missing = [p for p in (folder, *folder.parents) if not p.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be made: {error.strerror}") from error
+    return missing
+
+
+def remove_folders(folders: Iterable[Path]) -> None:
+    """Undo :func:`make_folder`, as far as nothing else has been put there."""
+    for folder in folders:
+        try:
+            folder.rmdir()
+        except OSError:
+            break

@@ -23,8 +23,16 @@ from numpy.typing import NDArray
 
 from relex_ext.checkpoints import INDEX, SINGLE, Checkpoint
 from relex_ext.dtypes import ITEM_SIZE
-from relex_ext.errors import OutputError
-from relex_ext.layout import Layout, SizedFile, lay_out, sync_folder, write_durably
+from relex_ext.errors import InputError, OutputError
+from relex_ext.layout import (
+    Layout,
+    SizedFile,
+    lay_out,
+    make_folder,
+    remove_folders,
+    sync_folder,
+    write_durably,
+)
 from relex_ext.trajectory import Tensor, Trajectory
 
 RECORD = "relex.json"
@@ -87,7 +95,8 @@ class Output:
         self.out = out.absolute()
         self._trajectory = trajectory
         self._dtype = dtype
-        self._created = _make_parents(self.out.parent)
+        _companion_data(trajectory, dtype)  # a config.json that cannot be adapted is found now
+        self._created = make_folder(self.out.parent)
         self.partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=self.out.parent))
         self.partial.chmod(0o777 & ~_umask())
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="relex-write")
@@ -220,21 +229,7 @@ class Output:
             for file in shards.values():
                 file.abandon()
         shutil.rmtree(self.partial, ignore_errors=True)
-        for folder in self._created:  # parents that only this run made
-            try:
-                folder.rmdir()
-            except OSError:
-                break
-
-
-def _make_parents(folder: Path) -> list[Path]:
-    """Make a folder; returns those that had to be made, innermost first."""
-    missing = [p for p in (folder, *folder.parents) if not p.exists()]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{folder}: cannot be made: {error.strerror}") from error
-    return missing
+        remove_folders(self._created)  # parents that only this run made
 
 
 def _umask() -> int:
@@ -244,11 +239,17 @@ def _umask() -> int:
 
 
 def _copy_companions(trajectory: Trajectory, folder: Path, dtype: str | None) -> None:
-    for name, source in sorted(_companions(trajectory.newest, trajectory.base).items()):
-        data = source.read_bytes()
-        if name == "config.json" and dtype is not None:
-            data = _with_dtype(data, dtype)
+    for name, data in _companion_data(trajectory, dtype).items():
         write_durably(folder / name, data)
+
+
+def _companion_data(trajectory: Trajectory, dtype: str | None) -> dict[str, bytes]:
+    found = {}
+    for name, source in sorted(_companions(trajectory.newest, trajectory.base).items()):
+        found[name] = source.read_bytes()
+        if name == "config.json" and dtype is not None:
+            found[name] = _with_dtype(source, dtype)
+    return found
 
 
 def _companions(newest: Checkpoint, base: Checkpoint) -> dict[str, Path]:
@@ -260,9 +261,12 @@ def _companions(newest: Checkpoint, base: Checkpoint) -> dict[str, Path]:
     return found
 
 
-def _with_dtype(config: bytes, dtype: str) -> bytes:
+def _with_dtype(config: Path, dtype: str) -> bytes:
     """config.json naming the dtype that was asked for, under the key it uses."""
-    described = json.loads(config)
+    try:
+        described = json.loads(config.read_bytes())
+    except ValueError as error:
+        raise InputError(f"{config}: expected JSON, found {error}") from error
     for key in ("dtype", "torch_dtype"):
         if key in described:
             described[key] = _TORCH_NAMES[dtype]

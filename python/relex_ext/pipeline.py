@@ -84,8 +84,10 @@ def scan(
         trajectory, targets=0, scanned=False, solver=solver, rank=options.rank,
         isa=_isa(engine), memory_limit=memory_limit, io=io,
     )  # fmt: skip
-    if out is not None and Path(out).exists() and not overwrite:
-        raise InputError(f"{out}: exists already; choose another file or pass overwrite")
+    if out is not None and Path(out).exists():
+        if not overwrite:
+            raise InputError(f"{out}: exists already; choose another file or pass overwrite")
+        Scan.load(out)  # refuses what is not a scan: overwrite replaces only what relex wrote
     grams: dict[str, NDArray[np.float64]] = {}
     spectra: dict[str, Spectrum] = {}
     with ExitStack() as stack:
@@ -160,7 +162,7 @@ def combine(
 
     Checkpoints whose weight is zero everywhere in a tensor are not read for it.
     """
-    trajectory = open_trajectory(base, checkpoints, steps=weights.steps)
+    trajectory = open_trajectory(base, checkpoints, steps=weights.steps, least=1)
     targets = check_targets(weights.targets)
     _check_weights(trajectory, weights)
     job = _Job(
@@ -234,6 +236,10 @@ def extrapolate(
         )  # fmt: skip
     elif scan is not None:
         keep = Path(scan)
+        if Path(out).absolute() in keep.absolute().parents:
+            raise InputError(
+                f"scan: {keep}: expected a path outside {out}, which keeps its own {SCAN}"
+            )
     job = _Job(
         trajectory, targets, out, backend, threads, dtype, memory_limit, io, overwrite, progress
     )
@@ -278,10 +284,12 @@ class _Job:
         dry_run: bool = False,
     ) -> Extrapolation:
         trajectory = self.trajectory
+        rows = None if weights is None else _rows_needed(weights)
         plan = make_plan(
             trajectory, targets=len(self.targets), scanned=weights is not None,
             solver="auto" if solver == "none" else solver, rank=options.rank,
             isa=_isa(self.backend), memory_limit=self.memory_limit, io=self.io, dtype=self.dtype,
+            rows_read=rows,
         )  # fmt: skip
         free = free_space(self.out)
         folders = {t: self.out / target_name(t) for t in self.targets}
@@ -290,42 +298,40 @@ class _Job:
         check_space(self.out, plan.bytes_written, free)
         tensors: dict[str, NDArray[np.float64]] = {}
         components: dict[str, tuple[Component, ...]] = {}
-        rows = None if weights is None else _rows_needed(weights)
         with ExitStack() as stack:
             tick = stack.enter_context(_progress(plan.bytes_read, "relex", self.progress))
             output = stack.enter_context(Output(self.out, trajectory, self.targets, self.dtype))
-            file = None
+            files: list[ScanFile] = []
             if weights is None:
                 layout = planned_layout(trajectory, plan, options.rank)
-                file = stack.enter_context(ScanFile(output.partial / SCAN, layout))
+                files.append(stack.enter_context(ScanFile(output.partial / SCAN, layout)))
+                if keep is not None:
+                    files.append(stack.enter_context(ScanFile.beside(keep, layout)))
             run = stack.enter_context(
                 Run(plan, trajectory.steps, self.backend, options.rank, output, tick, rows)
             )
             for item in plan.tensors:
                 name = item.tensor.name
-                if weights is None or file is not None:
+                if weights is None:
                     found = run.scan(item)
-                    assert file is not None
-                    _keep(file, name, found)
-                    spectrum = (
-                        found
-                        if isinstance(found, Spectrum)
-                        else spectrum_of_gram(found, options.rank)
-                    )
+                    for file in files:
+                        _keep(file, name, found)
+                    if not isinstance(found, Spectrum):
+                        found = spectrum_of_gram(found, options.rank)
                     tensors[name], components[name] = relex(
-                        spectrum, trajectory.steps, self.targets, options
+                        found, trajectory.steps, self.targets, options
                     )
                 else:
                     tensors[name] = np.ascontiguousarray(weights.tensors[name], np.float64)
                     components[name] = weights.components.get(name, ())
                 run.combine(item, tensors[name])
-            if file is not None:
+            for file in files[:1]:  # inside the output, complete before that is published
                 file.publish()
             done = Weights(trajectory.steps, self.targets, tensors, components)
             record = self._record(plan, done, given)
             output.publish(record)
-        if keep is not None:
-            Scan.load(self.out / SCAN).save(keep)
+            for file in files[1:]:
+                file.publish()
         return Extrapolation(self.out, folders, plan, free, done, record)
 
     def _record(self, plan: Plan, weights: Weights, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -384,6 +390,8 @@ def _keep(file: ScanFile, name: str, found: NDArray[np.float64] | Spectrum) -> N
 def _chosen_steps(scan: Scan, until: int | None, steps: Sequence[int] | None) -> tuple[int, ...]:
     chosen = scan.steps if steps is None else tuple(sorted(steps))
     scan.rows_of(chosen)
+    if len(set(chosen)) != len(chosen):
+        raise InputError(f"steps: expected each step once, found {list(chosen)}")
     if until is not None:
         chosen = tuple(step for step in chosen if step <= until)
     if len(chosen) < 2:
@@ -396,7 +404,7 @@ def _check_weights(trajectory: Trajectory, weights: Weights) -> None:
     for tensor in trajectory.trained:
         if tensor.name not in weights.tensors:
             raise InputError(f"weights: tensor {tensor.name}: missing")
-        found = weights.tensors[tensor.name].shape
+        found = np.shape(weights.tensors[tensor.name])
         if found != expected:
             raise InputError(
                 f"weights: tensor {tensor.name}: expected shape {expected}, found {found}"
@@ -411,7 +419,8 @@ def _check_weights(trajectory: Trajectory, weights: Weights) -> None:
 
 def _rows_needed(weights: Weights) -> dict[str, tuple[int, ...]]:
     return {
-        name: tuple(np.flatnonzero(w.any(axis=0)).tolist()) for name, w in weights.tensors.items()
+        name: tuple(np.flatnonzero(np.any(w, axis=0)).tolist())
+        for name, w in weights.tensors.items()
     }
 
 

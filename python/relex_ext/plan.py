@@ -10,11 +10,12 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from relex_ext import _core
+from relex_ext.checkpoints import TensorEntry
 from relex_ext.dtypes import ITEM_SIZE
 from relex_ext.errors import InputError
 from relex_ext.power import block_size
@@ -28,7 +29,7 @@ WINDOW_BYTES = 256 << 20
 WINDOWS_AHEAD = 3
 """A memory limit holds at least this many windows: one read, one computed on, one in between."""
 
-POWER_PASSES = 6
+POWER_PASSES = 4
 """Passes power iteration takes on a trajectory, for the cost model (benchmarks/bench_solver.py)."""
 
 GRAM_RATE = {"scalar": 12.0, "avx2": 60.0, "avx512": 100.0, "avx512bf16": 65.0}
@@ -53,8 +54,7 @@ class TensorPlan:
     @property
     def windows(self) -> list[tuple[int, int]]:
         """(begin, end) columns of each window."""
-        n = self.tensor.columns
-        return [(c, min(c + self.window, n)) for c in range(0, n, self.window)]
+        return cut(self.tensor, self.window)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,8 +161,10 @@ def make_plan(
     memory_limit: str | int | None = None,
     io: str = "auto",
     dtype: str | None = None,
+    rows_read: Mapping[str, Sequence[int]] | None = None,
 ) -> Plan:
-    """Lay out a run with ``targets`` outputs (0: scan only); ``scanned``: G is known already.
+    """Lay out a run with ``targets`` outputs (0: scan only); ``scanned``: G is known already, and
+    combine reads only the ``rows_read`` of each tensor.
 
     Raises:
         InputError: an unknown solver or io, or a memory limit too small for three windows.
@@ -189,8 +191,8 @@ def make_plan(
             f"memory_limit: expected at least {human(needed)} for {rows} checkpoints, "
             f"found {human(limit)}"
         )
-    window_bytes = min(WINDOW_BYTES, limit // WINDOWS_AHEAD)
-    segments = max(1, window_bytes // (widest * _core.SEGMENT))
+    window_limit = min(WINDOW_BYTES, limit // WINDOWS_AHEAD)
+    segments = max(1, window_limit // (widest * _core.SEGMENT))
     out_buffers = 2 * targets * max(out_item.values(), default=0) * segments * _core.SEGMENT
     out_buffers = min(out_buffers, 2 * targets * max(t.columns for t in trajectory.trained) * 4)
     budget = limit - out_buffers
@@ -199,8 +201,10 @@ def make_plan(
     read = written = 0
     for tensor in trajectory.trained:
         per_column = columns[tensor.name] + 2 * targets * out_item[tensor.name]
-        window = max(1, window_bytes // (per_column * _core.SEGMENT)) * _core.SEGMENT
-        fits = tensor.nbytes <= budget
+        window = max(1, window_limit // (per_column * _core.SEGMENT)) * _core.SEGMENT
+        entries = [tensor.base, *tensor.rows]
+        sizes = [window_bytes(entries, e - b, io == "mmap") for b, e in cut(tensor, window)]
+        fits = sum(sizes) <= budget
         resident = fits and targets > 0 and not scanned
         kind = "none" if scanned else choose_solver(solver, isa, rows, rank, fits)
         if kind == "power" and fits:
@@ -208,7 +212,10 @@ def make_plan(
         plans.append(TensorPlan(tensor, window, resident, kind))
         scan_passes = 0 if scanned else POWER_PASSES if kind == "power" and not resident else 1
         combine_passes = 1 if targets and not (resident and not scanned) else 0
-        read += tensor.nbytes * (scan_passes + combine_passes)
+        read += tensor.nbytes * scan_passes
+        if combine_passes:
+            used = entries if rows_read is None else _used(tensor, rows_read[tensor.name])
+            read += sum(entry.nbytes for entry in used)
         written += targets * tensor.columns * out_item[tensor.name]
     carried = sum(t.base.nbytes for t in trajectory.tensors if not t.trained)
     return Plan(
@@ -222,6 +229,24 @@ def make_plan(
         peak_memory=min(budget, all_strips) + out_buffers,
         bytes_written=written + targets * carried,
     )
+
+
+def cut(tensor: Tensor, window: int) -> list[tuple[int, int]]:
+    """(begin, end) columns of a tensor's windows."""
+    n = tensor.columns
+    return [(c, min(c + window, n)) for c in range(0, n, window)]
+
+
+def window_bytes(entries: Sequence[TensorEntry], columns: int, mapped: bool) -> int:
+    """Memory that a window of so many columns of these entries takes."""
+    size = columns * sum(ITEM_SIZE[entry.dtype] for entry in entries)
+    return size if mapped else buffer_size(size)
+
+
+def buffer_size(size: int) -> int:
+    """Rounded up to an eighth of its power of two, so that buffers of like sizes can be swapped."""
+    step = max(4096, 1 << max(0, size.bit_length() - 4))
+    return -(-size // step) * step
 
 
 def free_space(folder: Path) -> int:
@@ -239,6 +264,10 @@ def human(size: float) -> str:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1024
     return f"{size:.2f} TiB"
+
+
+def _used(tensor: Tensor, rows: Sequence[int]) -> list[TensorEntry]:
+    return [tensor.base, *(tensor.rows[t] for t in rows)]
 
 
 def _bytes_per_column(tensor: Tensor) -> int:

@@ -19,7 +19,26 @@ from relex_ext.forecasts import Spectrum, orient
 GUARD = 3
 """Vectors in a block beyond the wanted rank: they widen the gap that convergence depends on."""
 
+TINY = 1e-30
+"""Mean squared delta below which the kernels' fp32 products would underflow."""
+
 Step = Callable[[NDArray[np.float32]], NDArray[np.float64]]
+
+
+class OutOfRange(Exception):
+    """The deltas' products leave fp32: frozen, too small, too large or not finite. Gram can tell,
+    and squares them in fp64."""
+
+
+def check_range(y: NDArray[np.float64], energy: NDArray[np.float64], columns: int) -> None:
+    """After the first pass, which fills ``energy``: ‖Δ_t‖² over so many columns.
+
+    Raises:
+        OutOfRange: this data is not for power iteration.
+    """
+    finite = np.isfinite(energy).all() and np.isfinite(y).all()
+    if not finite or not energy.sum() > TINY * columns * len(energy):
+        raise OutOfRange
 
 
 def block_size(rows: int, rank: int) -> int:

@@ -20,10 +20,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from relex_ext import __version__
-from relex_ext.checkpoints import Checkpoint, read_header
+from relex_ext.checkpoints import Checkpoint, TensorEntry, read_header
 from relex_ext.errors import InputError, OutputError
 from relex_ext.forecasts import Spectrum, spectrum_of_gram
-from relex_ext.layout import Layout, SizedFile, lay_out, sync_folder
+from relex_ext.layout import (
+    Layout,
+    SizedFile,
+    lay_out,
+    make_folder,
+    remove_folders,
+    sync_folder,
+)
 from relex_ext.plan import Plan
 from relex_ext.trajectory import Trajectory
 
@@ -120,7 +127,15 @@ class Scan:
         if metadata.get("format") != FORMAT:
             found = metadata.get("format", "none")
             raise InputError(f"{place}: expected a scan file ({FORMAT}), found format {found}")
-        described = json.loads(metadata["scan"])
+        try:
+            return cls._read(memory, entries, json.loads(metadata["scan"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{place}: a damaged scan file: {error!r}") from error
+
+    @classmethod
+    def _read(
+        cls, memory: NDArray[np.uint8], entries: Sequence[TensorEntry], described: dict[str, Any]
+    ) -> Scan:
         arrays = {
             e.name: memory[e.offset : e.offset + e.nbytes].view(np.float64).reshape(e.shape)
             for e in entries
@@ -170,6 +185,7 @@ class ScanFile:
     def __init__(self, path: Path, layout: Layout, final: Path | None = None) -> None:
         self.path = path
         self._final = final
+        self._created: list[Path] = []
         self._file = SizedFile(path, layout)
 
     @classmethod
@@ -177,13 +193,17 @@ class ScanFile:
         """To be published at ``path``."""
         if path.is_dir():
             raise OutputError(f"{path}: expected a file to write, found a folder")
+        folder = path.absolute().parent
+        created = make_folder(folder)
+        partial = folder / f".{path.name}.partial-{secrets.token_hex(4)}"
         try:
-            path.absolute().parent.mkdir(parents=True, exist_ok=True)
-            folder = path.absolute().parent
-            partial = folder / f".{path.name}.partial-{secrets.token_hex(4)}"
-            return cls(partial, layout, path)
+            file = cls(partial, layout, path)
         except OSError as error:
+            partial.unlink(missing_ok=True)
+            remove_folders(created)
             raise OutputError(f"{path}: cannot be written: {error.strerror}") from error
+        file._created = created
+        return file
 
     def __enter__(self) -> ScanFile:
         return self
@@ -192,6 +212,7 @@ class ScanFile:
         self._file.abandon()
         if self._final is not None:
             self.path.unlink(missing_ok=True)
+            remove_folders(self._created)
 
     def put_gram(self, name: str, gram: NDArray[np.float64]) -> None:
         self._put(f"gram/{name}", gram)

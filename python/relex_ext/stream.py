@@ -23,12 +23,10 @@ from relex_ext.backends.contract import Strips
 from relex_ext.checkpoints import Shard, TensorEntry
 from relex_ext.dtypes import CODES, ITEM_SIZE
 from relex_ext.errors import InputError
-from relex_ext.plan import TensorPlan
+from relex_ext.plan import TensorPlan, window_bytes
 
 LOADERS = 4
 """Loading threads: enough requests in flight for a fast disk, few enough to stay in order."""
-
-ALIGNMENT = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,26 +91,31 @@ class Budget:
 
 
 class Buffers:
-    """Buffers for pread, used again: fresh pages cost more than the copy into them."""
+    """Buffers for pread, used again: fresh pages cost more than the copy into them.
 
-    def __init__(self) -> None:
+    Sizes are those of :func:`relex_ext.plan.buffer_size`, by which the budget admits windows, so
+    the buffers in use never exceed it; free ones are dropped when a new one would.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._held = 0
         self._free: list[NDArray[np.uint8]] = []
         self._lock = threading.Lock()
 
     def take(self, size: int) -> NDArray[np.uint8]:
         with self._lock:
-            fitting = [b for b in self._free if size <= b.size <= 2 * size + (1 << 20)]
-            if fitting:
-                best = min(fitting, key=len)
-                self._free = [b for b in self._free if b is not best]
-                return best
-            self._free.clear()  # of other sizes: they would count against the budget
-        return np.empty(size + ALIGNMENT, np.uint8)
+            for i, buffer in enumerate(self._free):
+                if buffer.size == size:
+                    return self._free.pop(i)
+            while self._free and self._held + size > self._limit:
+                self._held -= self._free.pop(0).size
+            self._held += size
+        return np.empty(size, np.uint8)
 
     def give(self, buffer: NDArray[np.uint8]) -> None:
         with self._lock:
-            if len(self._free) < LOADERS:
-                self._free.append(buffer)
+            self._free.append(buffer)
 
 
 class Stream:
@@ -120,7 +123,7 @@ class Stream:
 
     def __init__(self, budget: int, io: str) -> None:
         self.budget = Budget(budget)
-        self.buffers = Buffers()
+        self.buffers = Buffers(budget)
         self._map = io == "mmap"
         self._files: dict[Shard, _core.File] = {}
         self._opening = threading.Lock()
@@ -163,7 +166,7 @@ class Stream:
         try:
             for item in passes:
                 for begin, end in item.plan.windows:
-                    size = _window_bytes(item, end - begin)
+                    size = window_bytes(_entries(item), end - begin, self._map)
                     if not self.budget.acquire(size):
                         return
                     self._queue.put(self._loaders.submit(self._load, item, begin, end, size))
@@ -189,8 +192,7 @@ class Stream:
 
     def _load(self, item: Pass, begin: int, end: int, size: int) -> Window:
         tensor = item.plan.tensor
-        rows = tensor.rows if item.rows is None else [tensor.rows[t] for t in item.rows]
-        entries: list[TensorEntry] = [tensor.base, *rows]
+        entries = _entries(item)
         files = [self._file(entry.shard) for entry in entries]
         sizes = [ITEM_SIZE[entry.dtype] for entry in entries]
         offsets = np.array(
@@ -203,12 +205,9 @@ class Stream:
             _core.announce(addresses, lengths)
             failed, code = _core.populate(addresses, lengths, self._stop)
         else:
-            steps = (lengths + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT
-            buffer = self.buffers.take(int(steps.sum()))
-            start = -(-buffer.ctypes.data // ALIGNMENT) * ALIGNMENT
-            addresses = np.uint64(start) + np.concatenate(([0], np.cumsum(steps)[:-1])).astype(
-                np.uint64
-            )
+            buffer = self.buffers.take(size)
+            ends = np.cumsum(lengths, dtype=np.uint64)
+            addresses = np.uint64(buffer.ctypes.data) + ends - lengths
             descriptors = np.array([file.descriptor for file in files], np.int32)
             failed, code = _core.read(descriptors, offsets, addresses, lengths, self._stop)
         if failed >= 0:
@@ -219,10 +218,11 @@ class Stream:
         return Window(begin, end, strips, size, self, mapped, buffer)
 
 
-def _window_bytes(item: Pass, columns: int) -> int:
+def _entries(item: Pass) -> list[TensorEntry]:
+    """The base's entry of a pass, then those of its rows."""
     tensor = item.plan.tensor
     rows = tensor.rows if item.rows is None else [tensor.rows[t] for t in item.rows]
-    return columns * sum(ITEM_SIZE[entry.dtype] for entry in (tensor.base, *rows))
+    return [tensor.base, *rows]
 
 
 def _reason(code: int | None) -> str:

@@ -68,13 +68,14 @@ def open_trajectory(
     checkpoints: Checkpoints,
     until: int | None = None,
     steps: Sequence[int] | None = None,
+    least: int = 2,
 ) -> Trajectory:
     """Find, open and align everything from headers alone.
 
     Raises:
         InputError: the first thing found that does not fit, with folder and tensor.
     """
-    chosen = select(resolve(checkpoints), until, steps)
+    chosen = select(resolve(checkpoints), until, steps, least)
     return align(open_checkpoint(base), {s: open_checkpoint(f) for s, f in chosen.items()})
 
 

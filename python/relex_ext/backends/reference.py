@@ -58,5 +58,6 @@ class ReferenceBackend:
     ) -> None:
         base, deltas = _base(strips), _deltas(strips)
         for buffer, w in zip(out, weights, strict=True):
-            values = from_float64(base + w @ deltas, NAMES[out_dtype])
+            sums = base + w @ deltas if w.any() else base  # −0 + 0 would lose a frozen −0
+            values = from_float64(sums, NAMES[out_dtype])
             buffer[:] = np.ascontiguousarray(values).view(np.uint8)
