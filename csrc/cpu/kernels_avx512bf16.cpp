@@ -40,19 +40,29 @@ static std::size_t bf16_scratch(int rows) {
            (static_cast<std::size_t>(tile_rows(rows) * Simd::M) + 3) * kPairStride * 4;
 }
 
-static void pack_row(const unsigned char* p, std::size_t columns, const Bf16Scratch& s,
-                     std::uint32_t* out) {
+// R rows from t on, packed as bf16; what their low mantissa bits hold is remembered by pair.
+template <int R> static RELEX_INLINE void pack_rows(const Rows& rows, int t, std::size_t c,
+                                                    std::size_t columns, const Bf16Scratch& s) {
     const __m512i high = _mm512_set1_epi32(-65536);
+    const unsigned char* p[R];
+    for (int r = 0; r < R; ++r) {
+        p[r] = rows.data[t + r] + 2 * c;
+    }
+    std::uint32_t* out = s.panel + static_cast<std::size_t>(t) * kPairStride;
     for_groups<DType::bf16>(columns, [&](std::size_t i, auto load) {
-        const Pair d = sub(load(p), load_pair(s.base + i));
-        const __m512i even = _mm512_castps_si512(d.even);
-        const __m512i odd = _mm512_castps_si512(d.odd);
-        std::uint32_t* seen = s.inexact + i / 2;
-        _mm512_storeu_si512(seen,
-                            _mm512_ternarylogic_epi32(_mm512_loadu_si512(seen), even, odd, 0xfe));
-        // (odd & high) | (even >> 16)
-        _mm512_storeu_si512(
-            out + i / 2, _mm512_ternarylogic_epi32(odd, high, _mm512_srli_epi32(even, 16), 0xea));
+        const Pair b = load_pair(s.base + i);
+        __m512i seen = _mm512_loadu_si512(s.inexact + i / 2);
+        for (int r = 0; r < R; ++r) {
+            Simd::prefetch_near(p[r] + 2 * i + kPrefetchBytes);
+            const Pair d = sub(load(p[r]), b);
+            const __m512i even = _mm512_castps_si512(d.even);
+            const __m512i odd = _mm512_castps_si512(d.odd);
+            seen = _mm512_ternarylogic_epi32(seen, even, odd, 0xfe); // or
+            const __m512i packed =                                   // (odd & high) | (even >> 16)
+                _mm512_ternarylogic_epi32(odd, high, _mm512_srli_epi32(even, 16), 0xea);
+            _mm512_storeu_si512(out + static_cast<std::size_t>(r) * kPairStride + i / 2, packed);
+        }
+        _mm512_storeu_si512(s.inexact + i / 2, seen);
     });
 }
 
@@ -131,9 +141,9 @@ static void gram_bf16(const Rows& rows, Range range, double* gram_out, void* mem
         const std::size_t pairs = whole_groups(columns) / 2;
         expand_base(rows, c, columns, s.base);
         std::memset(s.inexact, 0, pairs * 4);
-        for (std::size_t t = 0; t < count; ++t) {
-            pack_row(rows.data[t] + 2 * c, columns, s, s.panel + t * kPairStride);
-        }
+        for_rows(rows, [&](int t, auto together, auto) {
+            pack_rows<decltype(together)::value>(rows, t, c, columns, s);
+        });
         Prefetcher ahead(rows, c + columns, least(c + columns + 2 * kPairBlock, range.end));
         std::size_t moved = 0;
         for (std::size_t q = 0; q < pairs; ++q) {

@@ -60,6 +60,7 @@ class Prefetcher {
 // padded with zeros.
 
 constexpr std::size_t kGroup = 2 * Simd::W;
+constexpr std::size_t kPrefetchBytes = 512; // how far ahead of its loads a row is fetched
 using Pair = Simd::Pair;
 
 static RELEX_INLINE std::size_t least(std::size_t a, std::size_t b) {
@@ -153,18 +154,6 @@ static void expand_base(const Rows& rows, std::size_t c, std::size_t n, float* o
     });
 }
 
-// out = row t − base for n columns from c on.
-static void delta_row(const Rows& rows, int t, std::size_t c, std::size_t n, const float* base,
-                      float* out) {
-    with_dtype(rows.dtype[t], [&](auto tag) {
-        constexpr DType D = decltype(tag)::value;
-        const unsigned char* p = rows.data[t] + c * item_size(D);
-        for_groups<D>(n, [&](std::size_t i, auto load) {
-            store_pair(out + i, sub(load(p), load_pair(base + i)));
-        });
-    });
-}
-
 // Calls op(t, RowsTag<R>, DTypeTag<D>) for all rows, eight neighbours of one dtype together where
 // there are as many, else four, else one. Eight rows read abreast are what it takes to keep enough
 // cache lines in flight to use the memory's bandwidth.
@@ -196,6 +185,23 @@ template <class Op> static RELEX_INLINE void for_rows(const Rows& rows, Op op) {
         });
         t += taken;
     }
+}
+
+// out[r · stride …] = row t + r − base for n columns from c on, R rows.
+template <DType D, int R>
+static RELEX_INLINE void delta_rows(const Rows& rows, int t, std::size_t c, std::size_t n,
+                                    const float* base, float* out, std::size_t stride) {
+    const unsigned char* p[R];
+    for (int r = 0; r < R; ++r) {
+        p[r] = rows.data[t + r] + c * item_size(D);
+    }
+    for_groups<D>(n, [&](std::size_t i, auto load) {
+        const Pair b = load_pair(base + i);
+        for (int r = 0; r < R; ++r) {
+            Simd::prefetch_near(p[r] + i * item_size(D) + kPrefetchBytes);
+            store_pair(out + static_cast<std::size_t>(r) * stride + i, sub(load(p[r]), b));
+        }
+    });
 }
 
 // ---- gram ---------------------------------------------------------------------------------------
@@ -312,9 +318,11 @@ static std::size_t gram_scratch(int rows) {
 static void gram_block(const Rows& rows, std::size_t c, std::size_t n, const GramScratch& s,
                        Prefetcher& ahead) {
     expand_base(rows, c, n, s.base);
-    for (int t = 0; t < rows.count; ++t) {
-        delta_row(rows, t, c, n, s.base, s.panel + static_cast<std::size_t>(t) * kGramStride);
-    }
+    for_rows(rows, [&](int t, auto together, auto dtype) {
+        delta_rows<decltype(dtype)::value, decltype(together)::value>(
+            rows, t, c, n, s.base, s.panel + static_cast<std::size_t>(t) * kGramStride,
+            kGramStride);
+    });
     accumulate_tiles(s.panel, whole_groups(n), rows.count, s.tiles, ahead);
 }
 
@@ -348,7 +356,6 @@ static void gram(const Rows& rows, Range range, double* gram, void* memory, cons
 
 constexpr std::size_t kPowerBlock = 64 * Simd::W;
 constexpr int kPowerVectors = 4; // columns of U per sweep: their z fit L1 beside the base
-constexpr std::size_t kPrefetchBytes = 512; // how far ahead of its loads a row is fetched
 
 static std::size_t power_scratch(int, int) {
     return (1 + kPowerVectors) * kPowerBlock * sizeof(float);
