@@ -116,8 +116,14 @@ StripError populate(const Strip* strips, std::size_t count, const StopFlag& stop
 
 void release_strips(const Strip* strips, std::size_t count) {
     for (std::size_t i = 0; i < count; ++i) {
-        const Pages pages = pages_of(strips[i]);
-        (void)madvise(pages.start, pages.bytes, MADV_DONTNEED);
+        // The last page, if the strip ends inside it, stays: the strip that follows begins there.
+        // Dropping it would cost a fault, and the kernel answers a fault by mapping the whole large
+        // folio around it, with everything that was just released.
+        const std::uintptr_t start = strips[i].memory / kPage * kPage;
+        const std::uintptr_t end = (strips[i].memory + strips[i].bytes) / kPage * kPage;
+        if (end > start) {
+            (void)madvise(reinterpret_cast<void*>(start), end - start, MADV_DONTNEED);
+        }
     }
 }
 

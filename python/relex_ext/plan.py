@@ -30,13 +30,17 @@ WINDOWS_AHEAD = 3
 """A memory limit holds at least this many windows: one read, one computed on, one in between."""
 
 POWER_PASSES = 4
-"""Passes power iteration takes on a trajectory, for the cost model (benchmarks/bench_solver.py)."""
+"""Passes power iteration takes for the cost model: the most that any tensor of the real run in
+examples/tiny_grpo needs, at T from 50 to 200 (most need 3; benchmarks/bench_solver.py)."""
 
-GRAM_RATE = {"scalar": 12.0, "avx2": 60.0, "avx512": 100.0, "avx512bf16": 65.0}
+GRAM_RATE = {"scalar": 16.0, "avx2": 57.0, "avx512": 95.0, "avx512bf16": 64.0}
 """Measured GFLOP/s of one core's gram, and below of its power_step with four vectors. Only their
 ratio decides, and it decides the same way on every run (benchmarks/bench_solver.py)."""
 
-POWER_RATE = {"scalar": 8.0, "avx2": 36.0, "avx512": 45.0, "avx512bf16": 45.0}
+POWER_RATE = {"scalar": 9.0, "avx2": 37.0, "avx512": 51.0, "avx512bf16": 49.0}
+
+FOLIO = 2 << 20
+"""The largest piece of a file that one page fault maps."""
 
 _REMOTE = re.compile(r"nfs|cifs|smb|fuse|lustre|gpfs|beegfs|ceph|9p|virtiofs|afs|glusterfs")
 
@@ -105,8 +109,12 @@ def parse_bytes(text: str | int | None) -> int:
     return int(float(match[1]) * scale)
 
 
-def choose_io(io: str, folders: Sequence[Path]) -> tuple[str, str]:
-    """(``mmap`` or ``pread``, why). Mapped files of network file systems stall and fault badly."""
+def choose_io(io: str, folders: Sequence[Path], strip: int) -> tuple[str, str]:
+    """(``mmap`` or ``pread``, why), for strips of up to so many bytes.
+
+    Mapped files of network file systems stall and fault badly. And the kernel maps large folios
+    whole: strips shorter than those would bring in more than the memory limit allows for.
+    """
     if io not in IOS:
         raise InputError(f"io: expected one of {', '.join(IOS)}, found {io}")
     if io != "auto":
@@ -115,6 +123,8 @@ def choose_io(io: str, folders: Sequence[Path]) -> tuple[str, str]:
     remote = sorted(kind for kind in kinds if _REMOTE.search(kind))
     if remote:
         return "pread", f"{remote[0]} file system"
+    if strip < FOLIO:
+        return "pread", "strips too short to map"
     return "mmap", "local file system"
 
 
@@ -175,8 +185,6 @@ def make_plan(
     rows = len(trajectory.steps)
     if rows > _core.MAX_ROWS:
         raise InputError(f"checkpoints: expected at most {_core.MAX_ROWS}, found {rows}")
-    folders = [trajectory.base.folder, *(c.folder for c in trajectory.checkpoints)]
-    io, reason = choose_io(io, folders)
 
     out_item = {t.name: ITEM_SIZE[dtype or t.rows[-1].dtype] for t in trajectory.trained}
     columns = {t.name: _bytes_per_column(t) for t in trajectory.trained}
@@ -192,6 +200,8 @@ def make_plan(
             f"found {human(limit)}"
         )
     window_limit = min(WINDOW_BYTES, limit // WINDOWS_AHEAD)
+    folders = [trajectory.base.folder, *(c.folder for c in trajectory.checkpoints)]
+    io, reason = choose_io(io, folders, window_limit // (rows + 1))
     segments = max(1, window_limit // (widest * _core.SEGMENT))
     out_buffers = 2 * targets * max(out_item.values(), default=0) * segments * _core.SEGMENT
     out_buffers = min(out_buffers, 2 * targets * max(t.columns for t in trajectory.trained) * 4)
