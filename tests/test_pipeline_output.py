@@ -316,7 +316,7 @@ def test_an_error_of_the_system_leaves_nothing(
 def test_more_than_the_disk_holds(
     run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("relex_ext.pipeline.free_space", lambda folder: 1000)
+    monkeypatch.setattr("relex_ext.job.free_space", lambda folder: 1000)
     with pytest.raises(OutputError, match="bytes of free space, found 1000"):
         go(run, tmp_path / "new" / "out")
     assert not (tmp_path / "new").exists()

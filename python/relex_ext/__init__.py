@@ -16,12 +16,13 @@ if TYPE_CHECKING:
     from relex_ext.errors import InputError, OutputError, RelexError
     from relex_ext.forecasts import Component, Weights
     from relex_ext.inmemory import Rank1, rank1
-    from relex_ext.pipeline import Extrapolation, combine, extrapolate, forecast, scan
+    from relex_ext.job import Extrapolation
+    from relex_ext.pipeline import combine, extrapolate, forecast, scan
     from relex_ext.scans import Scan
 
 _HOME = {
     "Component": "forecasts",
-    "Extrapolation": "pipeline",
+    "Extrapolation": "job",
     "InputError": "errors",
     "OutputError": "errors",
     "Rank1": "inmemory",

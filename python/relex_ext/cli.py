@@ -14,7 +14,7 @@ from relex_ext import __version__
 from relex_ext.errors import InputError, RelexError
 
 if TYPE_CHECKING:
-    from relex_ext.pipeline import Extrapolation
+    from relex_ext.job import Extrapolation
 
 EPILOG = """\
 example:

@@ -12,7 +12,7 @@ from relex_ext import dtypes, power
 from relex_ext.backends import Strips, open_backend
 from relex_ext.errors import InputError
 from relex_ext.forecasts import Spectrum, spectrum_of_gram
-from relex_ext.pipeline import _isa
+from relex_ext.job import isa_of
 from relex_ext.plan import choose_solver
 
 
@@ -74,7 +74,7 @@ def leading_spectrum(
     """The leading pairs of strips that lie in memory whole."""
     engine = open_backend(backend, threads)
     t = len(strips.rows)
-    kind = choose_solver(solver, _isa(engine), t, rank, resident=True)
+    kind = choose_solver(solver, isa_of(engine), t, rank, resident=True)
     if kind not in ("gram", "power"):
         raise InputError(f"solver: expected auto, gram or power, found {solver}")
     energy = np.zeros(t)

@@ -2,49 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from relex_ext import __version__, dtypes
-from relex_ext.backends import Backend, open_backend
+from relex_ext.backends import open_backend
 from relex_ext.checkpoints import Checkpoints, PathLike
-from relex_ext.engine import Run, Tick
+from relex_ext.engine import Run
 from relex_ext.errors import InputError
-from relex_ext.forecasts import (
-    Component,
-    Options,
-    Spectrum,
-    Weights,
-    check_targets,
-    relex,
-    spectrum_of_gram,
-)
-from relex_ext.output import SCAN, Output, check_output, check_space, target_name
-from relex_ext.plan import Plan, free_space, make_plan
+from relex_ext.forecasts import Options, Spectrum, Weights, check_targets, relex
+from relex_ext.job import Extrapolation, Job, ProgressBar, isa_of, keep_in
+from relex_ext.output import SCAN
+from relex_ext.plan import make_plan
 from relex_ext.scans import Scan, ScanFile, identities_of, planned_layout
-from relex_ext.trajectory import Trajectory, folder_of, open_trajectory
-
-
-@dataclass(frozen=True)
-class Extrapolation:
-    """What a run did, or with ``dry_run`` would do.
-
-    ``folders``: target → the model folder written for it; ``weights``: what went into them (None
-    for a dry run without a scan); ``free_space``: bytes, where ``out`` is.
-    """
-
-    out: Path
-    folders: Mapping[float, Path]
-    plan: Plan
-    free_space: int
-    weights: Weights | None
-    record: Mapping[str, Any]
+from relex_ext.trajectory import Trajectory, open_trajectory
 
 
 def scan(
@@ -82,7 +56,7 @@ def scan(
     engine = open_backend(backend, threads)
     plan = make_plan(
         trajectory, targets=0, scanned=False, solver=solver, rank=options.rank,
-        isa=_isa(engine), memory_limit=memory_limit, io=io,
+        isa=isa_of(engine), memory_limit=memory_limit, io=io,
     )  # fmt: skip
     if out is not None and Path(out).exists():
         if not overwrite:
@@ -91,7 +65,7 @@ def scan(
     grams: dict[str, NDArray[np.float64]] = {}
     spectra: dict[str, Spectrum] = {}
     with ExitStack() as stack:
-        tick = stack.enter_context(_progress(plan.bytes_read, "scan", progress))
+        tick = stack.enter_context(ProgressBar(plan.bytes_read, "scan", progress))
         file = None
         if out is not None:
             layout = planned_layout(trajectory, plan, rank)
@@ -100,7 +74,7 @@ def scan(
         for item in plan.tensors:
             found = run.scan(item)
             if file is not None:
-                _keep(file, item.tensor.name, found)
+                keep_in(file, item.tensor.name, found)
             elif isinstance(found, Spectrum):
                 spectra[item.tensor.name] = found
             else:
@@ -165,7 +139,7 @@ def combine(
     trajectory = open_trajectory(base, checkpoints, steps=weights.steps, least=1)
     targets = check_targets(weights.targets)
     _check_weights(trajectory, weights)
-    job = _Job(
+    job = Job(
         trajectory, targets, out, backend, threads, dtype, memory_limit, io, overwrite, progress
     )
     return job.run(Options(), "none", weights=weights, given={"weights": "given"})
@@ -240,151 +214,10 @@ def extrapolate(
             raise InputError(
                 f"scan: {keep}: expected a path outside {out}, which keeps its own {SCAN}"
             )
-    job = _Job(
+    job = Job(
         trajectory, targets, out, backend, threads, dtype, memory_limit, io, overwrite, progress
     )
     return job.run(options, solver, weights=weights, given=given, keep=keep, dry_run=dry_run)
-
-
-class _Job:
-    """A run that writes checkpoints: everything checked first, then tensor by tensor."""
-
-    def __init__(
-        self,
-        trajectory: Trajectory,
-        targets: tuple[float, ...],
-        out: PathLike,
-        backend: str,
-        threads: int | None,
-        dtype: str | None,
-        memory_limit: str | int | None,
-        io: str,
-        overwrite: bool,
-        progress: bool,
-    ) -> None:
-        self.trajectory = trajectory
-        self.targets = targets
-        self.out = Path(out)
-        self.backend = open_backend(backend, threads)
-        self.dtype = None if dtype is None else dtypes.parse(dtype)
-        self.memory_limit = memory_limit
-        self.io = io
-        self.progress = progress
-        folders = [trajectory.base.folder, *(c.folder for c in trajectory.checkpoints)]
-        check_output(self.out, overwrite, folders)
-
-    def run(
-        self,
-        options: Options,
-        solver: str,
-        *,
-        weights: Weights | None,
-        given: Mapping[str, Any],
-        keep: Path | None = None,
-        dry_run: bool = False,
-    ) -> Extrapolation:
-        trajectory = self.trajectory
-        rows = None if weights is None else _rows_needed(weights)
-        plan = make_plan(
-            trajectory, targets=len(self.targets), scanned=weights is not None,
-            solver="auto" if solver == "none" else solver, rank=options.rank,
-            isa=_isa(self.backend), memory_limit=self.memory_limit, io=self.io, dtype=self.dtype,
-            rows_read=rows,
-        )  # fmt: skip
-        free = free_space(self.out)
-        folders = {t: self.out / target_name(t) for t in self.targets}
-        if dry_run:
-            return Extrapolation(self.out, folders, plan, free, weights, {})
-        check_space(self.out, plan.bytes_written, free)
-        tensors: dict[str, NDArray[np.float64]] = {}
-        components: dict[str, tuple[Component, ...]] = {}
-        with ExitStack() as stack:
-            tick = stack.enter_context(_progress(plan.bytes_read, "relex", self.progress))
-            output = stack.enter_context(Output(self.out, trajectory, self.targets, self.dtype))
-            files: list[ScanFile] = []
-            if weights is None:
-                layout = planned_layout(trajectory, plan, options.rank)
-                files.append(stack.enter_context(ScanFile(output.partial / SCAN, layout)))
-                if keep is not None:
-                    files.append(stack.enter_context(ScanFile.beside(keep, layout)))
-            run = stack.enter_context(
-                Run(plan, trajectory.steps, self.backend, options.rank, output, tick, rows)
-            )
-            for item in plan.tensors:
-                name = item.tensor.name
-                if weights is None:
-                    found = run.scan(item)
-                    for file in files:
-                        _keep(file, name, found)
-                    if not isinstance(found, Spectrum):
-                        found = spectrum_of_gram(found, options.rank)
-                    tensors[name], components[name] = relex(
-                        found, trajectory.steps, self.targets, options
-                    )
-                else:
-                    tensors[name] = np.ascontiguousarray(weights.tensors[name], np.float64)
-                    components[name] = weights.components.get(name, ())
-                run.combine(item, tensors[name])
-            for file in files[:1]:  # inside the output, complete before that is published
-                file.publish()
-            done = Weights(trajectory.steps, self.targets, tensors, components)
-            record = self._record(plan, done, given)
-            output.publish(record)
-            for file in files[1:]:
-                file.publish()
-        return Extrapolation(self.out, folders, plan, free, done, record)
-
-    def _record(self, plan: Plan, weights: Weights, given: Mapping[str, Any]) -> dict[str, Any]:
-        """The contents of relex.json. Nothing in it depends on threads, memory or the clock."""
-        trajectory = self.trajectory
-        pairs = zip(trajectory.steps, trajectory.checkpoints, strict=True)
-        solvers = {p.tensor.name: p.solver for p in plan.tensors}
-        tensors = {}
-        for tensor in trajectory.trained:
-            fits = weights.components[tensor.name]
-            tensors[tensor.name] = {
-                "shape": list(tensor.shape),
-                "solver": solvers[tensor.name],
-                "frozen": not weights.tensors[tensor.name].any(),
-                "components": [
-                    {
-                        "sigma": c.sigma,
-                        "explained_variance": c.explained_variance,
-                        "slope": c.slope,
-                        "intercept": c.intercept,
-                        "r2": c.r2,
-                    }
-                    for c in fits
-                ],
-            }
-        return {
-            "format": "relex/1",
-            "versions": {"relex_ext": __version__, "numpy": np.__version__},
-            "base": str(folder_of(trajectory.base.folder)),
-            "checkpoints": {str(s): str(folder_of(c.folder)) for s, c in pairs},
-            "targets": {target_name(t): t for t in self.targets},
-            "options": {**given, "dtype": self.dtype, "backend": self.backend.name.split()[0]},
-            "explained_variance": pooled(weights, "explained_variance"),
-            "r2": pooled(weights, "r2"),
-            "tensors": tensors,
-        }
-
-
-def pooled(weights: Weights, what: str) -> float | None:
-    """A fit's leading ``explained_variance`` or ``r2``, averaged over tensors by their energy."""
-    fits = [c[0] for c in weights.components.values() if c]
-    energies = [c.sigma**2 / c.explained_variance for c in fits]
-    if not fits:
-        return None
-    values = [getattr(c, what) for c in fits]
-    return float(np.average(values, weights=energies))
-
-
-def _keep(file: ScanFile, name: str, found: NDArray[np.float64] | Spectrum) -> None:
-    if isinstance(found, Spectrum):
-        file.put_spectrum(name, found)
-    else:
-        file.put_gram(name, found)
 
 
 def _chosen_steps(scan: Scan, until: int | None, steps: Sequence[int] | None) -> tuple[int, ...]:
@@ -415,42 +248,6 @@ def _check_weights(trajectory: Trajectory, weights: Weights) -> None:
             )
     if tuple(sorted(weights.steps)) != tuple(weights.steps):
         raise InputError("weights: expected increasing steps")
-
-
-def _rows_needed(weights: Weights) -> dict[str, tuple[int, ...]]:
-    return {
-        name: tuple(np.flatnonzero(np.any(w, axis=0)).tolist())
-        for name, w in weights.tensors.items()
-    }
-
-
-def _isa(backend: Backend) -> str:
-    return getattr(backend, "isa", "scalar")
-
-
-class _progress:
-    """A bar over bytes; entering it gives the function that advances it."""
-
-    def __init__(self, total: int, label: str, shown: bool) -> None:
-        self._total, self._label, self._shown = total, label, shown
-
-    def __enter__(self) -> Tick:
-        if not self._shown:
-            return lambda nbytes: None
-        from tqdm.auto import tqdm
-
-        self._bar = tqdm(
-            total=self._total, desc=self._label, unit="B", unit_scale=True, unit_divisor=1024
-        )
-
-        def tick(nbytes: int) -> None:
-            self._bar.update(nbytes)
-
-        return tick
-
-    def __exit__(self, *_: object) -> None:
-        if self._shown:
-            self._bar.close()
 
 
 __all__ = ["Extrapolation", "combine", "extrapolate", "forecast", "scan"]
