@@ -276,6 +276,6 @@ def test_empty_missing_and_file(tmp_path: Path) -> None:
 
 def test_select_turns_numpy_steps_into_integers() -> None:
     """They end up in JSON."""
-    chosen = select(FOUND, steps=np.array([20, 5]))  # type: ignore[arg-type]
+    chosen = select(FOUND, steps=np.array([20, 5]))
     assert list(chosen) == [5, 20]
     assert {type(step) for step in chosen} == {int}

@@ -175,7 +175,7 @@ def shard(run: RunFolder, step: int = 20) -> Path:
 
 
 def change(run: RunFolder, step: int, **tensors: object) -> None:
-    write_model(run.folder(step), {**run.step_tensors[step], **tensors})  # type: ignore[dict-item]
+    write_model(run.folder(step), {**run.step_tensors[step], **tensors})
 
 
 def drop(run: RunFolder, step: int, name: str) -> None:

@@ -24,7 +24,7 @@ def exact_weights(
     **options: object,
 ) -> tuple[Float64, tuple]:
     """The package's weights from an exact Gram matrix."""
-    given = Options(**options)  # type: ignore[arg-type]
+    given = Options(**options)
     return relex(spectrum_of_gram(m @ m.T, given.rank), steps, targets, given)
 
 
@@ -271,5 +271,5 @@ def test_bad_options(whole: Scan, options: dict, message: str) -> None:
 
 @pytest.mark.parametrize("targets", [500, 500.0, [500], (500,), range(500, 501), np.array([500])])
 def test_ways_to_name_a_target(whole: Scan, targets: object) -> None:
-    found = forecast(whole, targets)  # type: ignore[arg-type]
+    found = forecast(whole, targets)
     assert found.targets == (500.0,)

@@ -29,7 +29,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
 
 
 def go(run: RunFolder, out: Path, targets: object = (100, 62.5), **options: Any) -> Extrapolation:
-    return extrapolate(run.base, run.checkpoints, targets, out, progress=False, **options)  # type: ignore[arg-type]
+    return extrapolate(run.base, run.checkpoints, targets, out, progress=False, **options)
 
 
 def weights_of(out: Path) -> dict[str, str]:

@@ -48,10 +48,10 @@ def assert_folder(
     tally = Tally()
     steps = options.get("steps") or run.steps
     for name in names:
-        out = dtype or run.step_tensors[max(steps)][name].dtype  # type: ignore[call-overload]
+        out = dtype or run.step_tensors[max(steps)][name].dtype
         assert (found[name].dtype, found[name].shape) == (out, run.base_tensors[name].shape)
-        answer = run.forecast(name, [target], **options)  # type: ignore[arg-type]
-        rows = [run.step_tensors[s][name].values for s in steps]  # type: ignore[attr-defined]
+        answer = run.forecast(name, [target], **options)
+        rows = [run.step_tensors[s][name].values for s in steps]
         base = run.base_tensors[name].values
         tally.add(out, checked_distance(found[name].words, out, base, rows, answer))
     tally.check()
@@ -98,7 +98,7 @@ def test_options_against_the_oracle(
     run: RunFolder, tmp_path: Path, options: dict[str, object]
 ) -> None:
     target = 90.0 if "time_axis" not in options else 6.0
-    extrapolate(run.base, run.checkpoints, target, tmp_path / "out", progress=False, **options)  # type: ignore[arg-type]
+    extrapolate(run.base, run.checkpoints, target, tmp_path / "out", progress=False, **options)
     steps = {"until": (10, 20, 35, 40), "steps": (10, 35, 70)}.get(next(iter(options)), run.steps)
     # A weak second direction is known to fp32's error in the first: not to float32's last bit.
     names = [n for n in TRAINED if "rank" not in options or MODEL[n].rows[-1] != "F32"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -88,7 +88,7 @@ def scan(
 
 def forecast(
     scan: Scan | PathLike,
-    target_steps: Sequence[float] | float,
+    target_steps: Iterable[float] | float,
     *,
     until: int | None = None,
     steps: Sequence[int] | None = None,
@@ -148,7 +148,7 @@ def combine(
 def extrapolate(
     base: PathLike,
     checkpoints: Checkpoints,
-    target_steps: Sequence[float] | float,
+    target_steps: Iterable[float] | float,
     out: PathLike,
     *,
     until: int | None = None,
