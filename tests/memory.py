@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,6 +67,12 @@ class Memory:
         buffer[start : start + words.nbytes] = np.ascontiguousarray(words).view(np.uint8)
         self._held.append(buffer)
         return int(buffer.ctypes.data + start)
+
+
+def addresses(buffers: Sequence[NDArray[Any]]) -> NDArray[np.uint64]:
+    """Where writable buffers lie, as combine is given its outputs."""
+    assert all(buffer.flags.c_contiguous and buffer.flags.writeable for buffer in buffers)
+    return np.array([buffer.ctypes.data for buffer in buffers], np.uint64)
 
 
 def training_run(

@@ -7,7 +7,7 @@ import pytest
 
 import oracle
 import tolerances
-from memory import CODES, Memory, training_run
+from memory import CODES, Memory, addresses, training_run
 from oracle import Float64, Words
 from relex_ext import _core
 from tables import BACKENDS, DTYPES, ISAS, MIXES, SHAPES, backend
@@ -25,7 +25,7 @@ def combined(
 ) -> list[Words]:
     size = memory.columns * np.dtype(oracle.WORD[dtype]).itemsize
     out = [np.full(size, 0xAA, np.uint8) for _ in weights]
-    backend(name, threads).combine(memory.strips(), weights, out, CODES[dtype])
+    backend(name, threads).combine(memory.strips(), weights, addresses(out), CODES[dtype])
     return [buffer.view(oracle.WORD[dtype]) for buffer in out]
 
 
@@ -107,7 +107,7 @@ def test_windows_of_segments_change_no_bit(name: str, out: str) -> None:
     for begin in range(0, memory.columns, _core.SEGMENT):
         strips = memory.strips(begin, min(begin + _core.SEGMENT, memory.columns))
         part = np.empty(strips.columns, oracle.WORD[out])
-        backend(name).combine(strips, weights, [part.view(np.uint8)], CODES[out])
+        backend(name).combine(strips, weights, addresses([part]), CODES[out])
         pieces.append(part)
     assert np.concatenate(pieces).tobytes() == whole.tobytes()
 
@@ -118,7 +118,7 @@ def test_unaligned_output(name: str, out: str) -> None:
     memory, weights = training_run(3, 3001), weights_of(1, 3)
     expected = combined(name, memory, weights, out)[0].tobytes()
     buffer = np.full(len(expected) + 2, 0x55, np.uint8)
-    backend(name).combine(memory.strips(), weights, [buffer[1:-1]], CODES[out])
+    backend(name).combine(memory.strips(), weights, addresses([buffer[1:-1]]), CODES[out])
     assert buffer[1:-1].tobytes() == expected
     assert buffer[0] == buffer[-1] == 0x55, "wrote outside its buffer"
 

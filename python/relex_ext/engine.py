@@ -201,7 +201,8 @@ class Run:
                 strips.base, strips.base_dtype, strips.columns,
             )  # fmt: skip
             weights = np.zeros((len(weights), 1))
-        self._backend.combine(strips, weights, buffers, CODES[dtype])
+        addresses = np.array([buffer.ctypes.data for buffer in buffers], np.uint64)
+        self._backend.combine(strips, weights, addresses, CODES[dtype])
         self._output.write(item.tensor, window.begin, buffers)
 
     def _out_buffers(self, targets: int, size: int) -> list[NDArray[np.uint8]]:

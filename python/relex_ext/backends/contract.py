@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, slots=True)
 class Strips:
-    """The same columns of one tensor in T checkpoints and in the base, somewhere in memory.
+    """The same columns of one tensor in T checkpoints and in the base, in the backend's memory.
 
     ``rows``: T addresses (uint64), ``dtypes``: T codes (uint8, :data:`relex_ext.dtypes.CODES`),
     ``base``: its address, 0 for zeros, ``base_dtype``: its code, ``columns``: elements per strip.
@@ -27,28 +26,35 @@ class Strips:
 
 
 class Backend(Protocol):
-    """Three operations. Every sum goes over fixed segments in a fixed order."""
+    """Three operations. Every sum goes over fixed segments in a fixed order.
+
+    Sums live where the backend computes: :meth:`zeros` makes them, :meth:`fetch` brings them home.
+    A GPU's operations return before they are done; ``fetch`` waits.
+    """
 
     @property
     def name(self) -> str: ...
 
-    def gram(self, strips: Strips, gram: NDArray[np.float64]) -> None:
-        """Add ΔΔᵀ's lower triangle to ``gram`` (T, T)."""
+    def zeros(self, *shape: int) -> Any:
+        """Sums to add to: float64 zeros in the backend's memory."""
+
+    def fetch(self, sums: Any) -> NDArray[np.float64]:
+        """The sums as an array of this process."""
+
+    def gram(self, strips: Strips, gram: Any) -> None:
+        """Add ΔΔᵀ's lower triangle to ``gram``, sums of shape (T, T)."""
 
     def power_step(
-        self,
-        strips: Strips,
-        u: NDArray[np.float32],
-        y: NDArray[np.float64],
-        energy: NDArray[np.float64] | None,
+        self, strips: Strips, u: NDArray[np.float32], y: Any, energy: Any | None
     ) -> None:
-        """Add Δ(Δᵀu) to ``y`` (T, k) for ``u`` (T, k), and ‖Δ_t‖² to ``energy`` (T)."""
+        """Add Δ(Δᵀu) to ``y``, sums (T, k), for ``u`` (T, k), and ‖Δ_t‖² to ``energy`` (T)."""
 
     def combine(
         self,
         strips: Strips,
         weights: NDArray[np.float64],
-        out: Sequence[NDArray[np.uint8]],
+        out: NDArray[np.uint64],
         out_dtype: int,
     ) -> None:
-        """Write base + Σ_t w_t Δ_t, rounded once, for each row of ``weights`` (targets, T)."""
+        """Write base + Σ_t w_t Δ_t, rounded once, for each row of ``weights`` (targets, T), to the
+        addresses ``out`` in the backend's memory."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,7 +37,13 @@ class CpuBackend:
             )
         self.name = f"cpu ({self.isa}, {self.threads} threads)"
 
-    def gram(self, strips: Strips, gram: NDArray[np.float64]) -> None:
+    def zeros(self, *shape: int) -> NDArray[np.float64]:
+        return np.zeros(shape)
+
+    def fetch(self, sums: Any) -> NDArray[np.float64]:
+        return np.asarray(sums, np.float64)
+
+    def gram(self, strips: Strips, gram: Any) -> None:
         s = strips
         _core.gram(s.rows, s.dtypes, s.base, s.base_dtype, s.columns, gram, self.threads, self.isa)
 
@@ -45,8 +51,8 @@ class CpuBackend:
         self,
         strips: Strips,
         u: NDArray[np.float32],
-        y: NDArray[np.float64],
-        energy: NDArray[np.float64] | None,
+        y: Any,
+        energy: Any | None,
     ) -> None:
         s = strips
         _core.power_step(
@@ -57,12 +63,11 @@ class CpuBackend:
         self,
         strips: Strips,
         weights: NDArray[np.float64],
-        out: Sequence[NDArray[np.uint8]],
+        out: NDArray[np.uint64],
         out_dtype: int,
     ) -> None:
         s = strips
-        addresses = np.array([buffer.ctypes.data for buffer in out], np.uint64)
         _core.combine(
             s.rows, s.dtypes, s.base, s.base_dtype, s.columns,
-            weights, addresses, out_dtype, self.threads, self.isa,
+            weights, out, out_dtype, self.threads, self.isa,
         )  # fmt: skip

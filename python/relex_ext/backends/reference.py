@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +33,13 @@ def _deltas(strips: Strips) -> NDArray[np.float64]:
 class ReferenceBackend:
     name = "reference (numpy float64)"
 
-    def gram(self, strips: Strips, gram: NDArray[np.float64]) -> None:
+    def zeros(self, *shape: int) -> NDArray[np.float64]:
+        return np.zeros(shape)
+
+    def fetch(self, sums: Any) -> NDArray[np.float64]:
+        return np.asarray(sums, np.float64)
+
+    def gram(self, strips: Strips, gram: Any) -> None:
         deltas = _deltas(strips)
         gram += deltas @ deltas.T
 
@@ -41,8 +47,8 @@ class ReferenceBackend:
         self,
         strips: Strips,
         u: NDArray[np.float32],
-        y: NDArray[np.float64],
-        energy: NDArray[np.float64] | None,
+        y: Any,
+        energy: Any | None,
     ) -> None:
         deltas = _deltas(strips)
         y += deltas @ (deltas.T @ u.astype(np.float64))
@@ -53,11 +59,12 @@ class ReferenceBackend:
         self,
         strips: Strips,
         weights: NDArray[np.float64],
-        out: Sequence[NDArray[np.uint8]],
+        out: NDArray[np.uint64],
         out_dtype: int,
     ) -> None:
         base, deltas = _base(strips), _deltas(strips)
-        for buffer, w in zip(out, weights, strict=True):
+        for address, w in zip(out.tolist(), weights, strict=True):
             sums = base + w @ deltas if w.any() else base  # −0 + 0 would lose a frozen −0
             values = from_float64(sums, NAMES[out_dtype])
-            buffer[:] = np.ascontiguousarray(values).view(np.uint8)
+            words = np.ascontiguousarray(values)
+            ctypes.memmove(address, words.ctypes.data, words.nbytes)
