@@ -8,7 +8,11 @@
 // This header is compiled into every kernel file, each for another instruction set. Forced inlining
 // with internal linkage keeps the linker from sharing one file's copy with a processor that cannot
 // run it.
+#ifdef __CUDACC__
+#define RELEX_INLINE __host__ __device__ __forceinline__
+#else
 #define RELEX_INLINE inline __attribute__((always_inline))
+#endif
 
 namespace relex {
 
@@ -17,7 +21,7 @@ enum class DType : std::uint8_t { f32 = 0, f16 = 1, bf16 = 2 };
 
 constexpr int kDTypeCount = 3;
 
-constexpr std::size_t item_size(DType dtype) {
+static RELEX_INLINE constexpr std::size_t item_size(DType dtype) {
     return dtype == DType::f32 ? 4 : 2;
 }
 
