@@ -18,57 +18,69 @@ struct Out {
     DType dtype;
 };
 
-// weights (targets × T) → (T × K) of the type that the sums have.
-template <int K, class Acc>
-__global__ void arrange(const double* weights, int rows, Acc* arranged) {
-    const int t = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
-    if (t < rows) {
-        for (int q = 0; q < K; ++q) {
-            arranged[t * K + q] = static_cast<Acc>(weights[static_cast<std::size_t>(q) * rows + t]);
-        }
-    }
-}
-
-template <int N> struct Raw { // eight columns of a row of N-byte elements
-    uint4 word[N / 2];
+// Addresses and weights of a batch of rows, side by side where every thread reads them.
+template <int K, class Acc> struct Batch {
+    static constexpr int kRows = 256;
+    Row row[kRows];
+    Acc weight[kRows][K];
 };
 
-template <int N>
-__device__ __forceinline__ Raw<N> load_raw8(const unsigned char* row, std::size_t column) {
-    const auto* from = reinterpret_cast<const uint4*>(row + N * column);
-    Raw<N> raw;
-    for (int i = 0; i < N / 2; ++i) {
+template <DType D> struct Raw { // eight columns of a row
+    uint4 word[item_size(D) / 2];
+};
+
+template <DType D>
+__device__ __forceinline__ Raw<D> load_raw8(const unsigned char* row, std::size_t column) {
+    const auto* from = reinterpret_cast<const uint4*>(row + item_size(D) * column);
+    Raw<D> raw;
+#pragma unroll
+    for (std::size_t i = 0; i < item_size(D) / 2; ++i) {
         raw.word[i] = __ldg(from + i);
     }
     return raw;
 }
 
-__device__ __forceinline__ void expand8(const Raw<2>& raw, DType dtype, float (&x)[kColumns]) {
-    const unsigned words[4] = {raw.word[0].x, raw.word[0].y, raw.word[0].z, raw.word[0].w};
-    for (int i = 0; i < 4; ++i) {
-        x[2 * i] = low_half(words[i], dtype);
-        x[2 * i + 1] = high_half(words[i], dtype);
-    }
-}
-
-__device__ __forceinline__ void expand8(const Raw<4>& raw, DType, float (&x)[kColumns]) {
-    for (int i = 0; i < 2; ++i) {
-        x[4 * i] = bits_to_float(raw.word[i].x);
-        x[4 * i + 1] = bits_to_float(raw.word[i].y);
-        x[4 * i + 2] = bits_to_float(raw.word[i].z);
-        x[4 * i + 3] = bits_to_float(raw.word[i].w);
-    }
-}
-
-__device__ __forceinline__ void load_base(Row base, std::size_t column, float (&x)[kColumns]) {
-    if (base.data == nullptr) {
-        for (float& value : x) {
-            value = 0.0f;
+template <DType D>
+__device__ __forceinline__ void expand8(const Raw<D>& raw, float (&x)[kColumns]) {
+    if constexpr (D == DType::f32) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            x[4 * i] = bits_to_float(raw.word[i].x);
+            x[4 * i + 1] = bits_to_float(raw.word[i].y);
+            x[4 * i + 2] = bits_to_float(raw.word[i].z);
+            x[4 * i + 3] = bits_to_float(raw.word[i].w);
         }
-    } else if (base.dtype == DType::f32) {
-        expand8(load_raw8<4>(base.data, column), base.dtype, x);
     } else {
-        expand8(load_raw8<2>(base.data, column), base.dtype, x);
+        const unsigned words[4] = {raw.word[0].x, raw.word[0].y, raw.word[0].z, raw.word[0].w};
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            x[2 * i] = low_half(words[i], D);
+            x[2 * i + 1] = high_half(words[i], D);
+        }
+    }
+}
+
+__device__ __forceinline__ void load_values(Row row, std::size_t column, std::size_t columns,
+                                            float (&x)[kColumns]) {
+#pragma unroll
+    for (int i = 0; i < kColumns; ++i) {
+        const std::size_t c = column + static_cast<std::size_t>(i);
+        x[i] = c < columns ? value_at(row, c) : 0.0f;
+    }
+}
+
+__device__ __forceinline__ void load_base(Row base, std::size_t column, std::size_t columns,
+                                          float (&x)[kColumns]) {
+    const bool fast = base.data != nullptr && column + kColumns <= columns &&
+                      reinterpret_cast<std::uintptr_t>(base.data) % 16 == 0;
+    if (!fast) {
+        load_values(base, column, columns, x);
+    } else if (base.dtype == DType::bf16) {
+        expand8<DType::bf16>(load_raw8<DType::bf16>(base.data, column), x);
+    } else if (base.dtype == DType::f16) {
+        expand8<DType::f16>(load_raw8<DType::f16>(base.data, column), x);
+    } else {
+        expand8<DType::f32>(load_raw8<DType::f32>(base.data, column), x);
     }
 }
 
@@ -81,57 +93,52 @@ __device__ __forceinline__ double add(double sum, double w, float x, float base)
 }
 
 template <int K, class Acc>
-__device__ __forceinline__ void add_row(Acc (&sums)[K][kColumns], const Acc* w,
+__device__ __forceinline__ void add_row(Acc (&sums)[K][kColumns], const Acc (&weight)[K],
                                         const float (&x)[kColumns], const float (&base)[kColumns]) {
 #pragma unroll
     for (int q = 0; q < K; ++q) {
-        const Acc weight = __ldg(w + q);
 #pragma unroll
         for (int i = 0; i < kColumns; ++i) {
-            sums[q][i] = add(sums[q][i], weight, x[i], base[i]);
+            sums[q][i] = add(sums[q][i], weight[q], x[i], base[i]);
         }
     }
 }
 
-// All rows of N-byte elements on 16 bytes, eight columns inside of the tensor.
-template <int N, int K, class Acc>
-__device__ __forceinline__ void sum_fast(const Table& table, const Acc* weights, std::size_t column,
+// All rows of dtype D and on 16 bytes, eight columns inside of the tensor.
+template <DType D, int K, class Acc>
+__device__ __forceinline__ void add_fast(const Batch<K, Acc>& batch, int count, std::size_t column,
                                          const float (&base)[kColumns], Acc (&sums)[K][kColumns]) {
-    constexpr int kTogether = N == 2 ? 8 : 4;
+    constexpr int kTogether = D == DType::f32 ? 4 : 8;
     int t = 0;
-    for (; t + kTogether <= table.count; t += kTogether) {
-        Raw<N> raw[kTogether];
+    for (; t + kTogether <= count; t += kTogether) {
+        Raw<D> raw[kTogether];
 #pragma unroll
         for (int r = 0; r < kTogether; ++r) {
-            raw[r] = load_raw8<N>(table.row[t + r].data, column);
+            raw[r] = load_raw8<D>(batch.row[t + r].data, column);
         }
 #pragma unroll
         for (int r = 0; r < kTogether; ++r) {
             float x[kColumns];
-            expand8(raw[r], table.row[t + r].dtype, x);
-            add_row<K>(sums, weights + (t + r) * K, x, base);
+            expand8<D>(raw[r], x);
+            add_row<K>(sums, batch.weight[t + r], x, base);
         }
     }
-    for (; t < table.count; ++t) {
+    for (; t < count; ++t) {
         float x[kColumns];
-        expand8(load_raw8<N>(table.row[t].data, column), table.row[t].dtype, x);
-        add_row<K>(sums, weights + t * K, x, base);
+        expand8<D>(load_raw8<D>(batch.row[t].data, column), x);
+        add_row<K>(sums, batch.weight[t], x, base);
     }
 }
 
 // Rows of any dtype at any address, and the last columns.
 template <int K, class Acc>
-__device__ __forceinline__ void sum_slow(const Table& table, const Acc* weights, std::size_t column,
+__device__ __forceinline__ void add_slow(const Batch<K, Acc>& batch, int count, std::size_t column,
                                          std::size_t columns, const float (&base)[kColumns],
                                          Acc (&sums)[K][kColumns]) {
-    for (int t = 0; t < table.count; ++t) {
+    for (int t = 0; t < count; ++t) {
         float x[kColumns];
-#pragma unroll
-        for (int i = 0; i < kColumns; ++i) {
-            const std::size_t c = column + static_cast<std::size_t>(i);
-            x[i] = c < columns ? value_at(table.row[t], c) : 0.0f;
-        }
-        add_row<K>(sums, weights + t * K, x, base);
+        load_values(batch.row[t], column, columns, x);
+        add_row<K>(sums, batch.weight[t], x, base);
     }
 }
 
@@ -192,77 +199,88 @@ __device__ __forceinline__ void store8(unsigned char* out, DType, std::size_t co
     }
 }
 
-// N: bytes of every row's elements, all rows and the base on 16 bytes; 0: anything.
-template <int N, int K, class Acc> __global__ void __launch_bounds__(kThreads)
-    combine_kernel(const Table table, std::size_t columns, const Acc* __restrict__ weights,
+// Fast: every row has dtype D and lies on 16 bytes.
+template <bool Fast, DType D, int K, class Acc>
+__global__ void __launch_bounds__(kThreads, sizeof(Acc) == 4 ? 2 : 1)
+    combine_kernel(const Table table, std::size_t columns, const double* __restrict__ weights,
                    const Out out) {
+    using Rows = Batch<K, Acc>;
+    auto& batch = *reinterpret_cast<Rows*>(dynamic_shared());
     const std::size_t column =
         (static_cast<std::size_t>(blockIdx.x) * kThreads + threadIdx.x) * kColumns;
-    if (column >= columns) {
-        return;
-    }
+    const bool whole = column + kColumns <= columns;
+
     float base[kColumns];
+    load_base(table.base, column, columns, base);
     Acc sums[K][kColumns] = {};
-    if (N != 0 && column + kColumns <= columns) {
-        load_base(table.base, column, base);
-        sum_fast<N == 0 ? 2 : N, K>(table, weights, column, base, sums);
-    } else {
-#pragma unroll
-        for (int i = 0; i < kColumns; ++i) {
-            const std::size_t c = column + static_cast<std::size_t>(i);
-            base[i] = c < columns ? value_at(table.base, c) : 0.0f;
+    for (int first = 0; first < table.count; first += Rows::kRows) {
+        const int left = table.count - first, count = left < Rows::kRows ? left : Rows::kRows;
+        __syncthreads(); // the batch before has been used
+        for (int t = static_cast<int>(threadIdx.x); t < count; t += kThreads) {
+            batch.row[t] = table.row[first + t];
+            for (int q = 0; q < K; ++q) {
+                batch.weight[t][q] = static_cast<Acc>(
+                    weights[static_cast<std::size_t>(q) * static_cast<std::size_t>(table.count) +
+                            static_cast<std::size_t>(first + t)]);
+            }
         }
-        sum_slow<K>(table, weights, column, columns, base, sums);
+        __syncthreads();
+        if (Fast && whole) {
+            add_fast<D, K>(batch, count, column, base, sums);
+        } else if (column < columns) {
+            add_slow<K>(batch, count, column, columns, base, sums);
+        }
     }
+    if (column < columns) {
 #pragma unroll
-    for (int q = 0; q < K; ++q) {
-        store8(out.data[q], out.dtype, column, columns, sums[q], base);
+        for (int q = 0; q < K; ++q) {
+            store8(out.data[q], out.dtype, column, columns, sums[q], base);
+        }
     }
 }
 
-// 2 or 4 where the fast path applies to all rows, else 0.
-int common_size(const Rows& rows) {
-    const std::size_t size = item_size(rows.dtype[0]);
-    bool common = on_16_bytes(rows.base);
+bool alike(const Rows& rows) {
+    bool same = true;
     for (int t = 0; t < rows.count; ++t) {
-        common = common && item_size(rows.dtype[t]) == size && on_16_bytes(rows.data[t]);
+        same = same && rows.dtype[t] == rows.dtype[0] && on_16_bytes(rows.data[t]);
     }
-    return common ? static_cast<int>(size) : 0;
+    return same;
 }
 
-template <int K, class Acc> void combine_some(const Table& table, int size, std::size_t columns,
-                                              const double* weights, const Out& out, Acc* arranged,
-                                              cudaStream_t stream) {
-    launch(arrange<K, Acc>, static_cast<unsigned>(ceil_div(table.count, 256)), 1, 256, 0, stream,
-           weights, table.count, arranged);
+template <int K, class Acc> void combine_some(const Table& table, const Rows& rows,
+                                              std::size_t columns, const double* weights,
+                                              const Out& out, cudaStream_t stream) {
     const std::size_t per_block = kThreads * kColumns;
     const auto blocks = static_cast<unsigned>((columns + per_block - 1) / per_block);
-    const auto kernel = size == 2   ? combine_kernel<2, K, Acc>
-                        : size == 4 ? combine_kernel<4, K, Acc>
-                                    : combine_kernel<0, K, Acc>;
-    launch(kernel, blocks, 1, kThreads, 0, stream, table, columns,
-           static_cast<const Acc*>(arranged), out);
+    const DType dtype = rows.dtype[0];
+    const auto kernel = !alike(rows)           ? combine_kernel<false, DType::f32, K, Acc>
+                        : dtype == DType::bf16 ? combine_kernel<true, DType::bf16, K, Acc>
+                        : dtype == DType::f16  ? combine_kernel<true, DType::f16, K, Acc>
+                                               : combine_kernel<true, DType::f32, K, Acc>;
+    launch(kernel, blocks, 1, kThreads, sizeof(Batch<K, Acc>), stream, table, columns, weights,
+           out);
 }
 
-template <class Acc> void combine_all(const Table& table, int size, std::size_t columns,
+template <class Acc> void combine_all(const Table& table, const Rows& rows, std::size_t columns,
                                       const double* weights, int targets, unsigned char* const* out,
-                                      DType out_dtype, Acc* arranged, cudaStream_t stream) {
+                                      DType out_dtype, cudaStream_t stream) {
     for (int q = 0; q < targets;) {
         const int k = targets - q >= 4 ? 4 : targets - q >= 2 ? 2 : 1;
         Out some{{}, out_dtype};
         for (int i = 0; i < k; ++i) {
             some.data[i] = out[q + i];
         }
-        const double* w = weights + static_cast<std::size_t>(q) * table.count;
+        const double* w =
+            weights + static_cast<std::size_t>(q) * static_cast<std::size_t>(rows.count);
         switch (k) {
         case 4:
-            combine_some<4>(table, size, columns, w, some, arranged, stream);
+            combine_some<4, Acc>(table, rows, columns, w, some, stream);
             break;
         case 2:
-            combine_some<2>(table, size, columns, w, some, arranged, stream);
+            combine_some<2, Acc>(table, rows, columns, w, some, stream);
             break;
         default:
-            combine_some<1>(table, size, columns, w, some, arranged, stream);
+            combine_some<1, Acc>(table, rows, columns, w, some, stream);
         }
         q += k;
     }
@@ -271,8 +289,7 @@ template <class Acc> void combine_all(const Table& table, int size, std::size_t 
 } // namespace
 
 Needs combine_needs(int rows, int) {
-    const auto t = static_cast<std::size_t>(rows);
-    const std::size_t size = Cutter::padded<Row>(t) + Cutter::padded<double>(t * kTargets);
+    const std::size_t size = Cutter::padded<Row>(static_cast<std::size_t>(rows));
     return {size, size};
 }
 
@@ -281,17 +298,11 @@ void combine(const Rows& rows, std::size_t columns, const double* weights, int t
     if (columns == 0 || targets == 0) {
         return;
     }
-    const auto t = static_cast<std::size_t>(rows.count);
     Cutter cutter(workspace);
-    const Table table = write_table(rows, cutter.take<Row>(t), stream);
-    const int size = common_size(rows);
-    if (out_dtype == DType::f32) {
-        combine_all(table, size, columns, weights, targets, out, out_dtype,
-                    cutter.take<double>(t * kTargets), stream);
-    } else {
-        combine_all(table, size, columns, weights, targets, out, out_dtype,
-                    cutter.take<float>(t * kTargets), stream);
-    }
+    const Table table =
+        write_table(rows, cutter.take<Row>(static_cast<std::size_t>(rows.count)), stream);
+    const auto all = out_dtype == DType::f32 ? combine_all<double> : combine_all<float>;
+    all(table, rows, columns, weights, targets, out, out_dtype, stream);
 }
 
 } // namespace relex::cuda

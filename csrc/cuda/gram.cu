@@ -6,7 +6,7 @@
 // in which some delta is not exactly bf16 (a weight near zero does that) is blanked there and
 // multiplied in fp32 from the side. Other dtypes go through fp32 altogether.
 //
-// Tensor cores truncate where they add. So a warp's accumulators run over 256 columns only, and are
+// Tensor cores truncate where they add. So a warp's accumulators run over 128 columns only, and are
 // then added, rounded to nearest, to a second set in fp32.
 #include <cmath>
 
@@ -16,7 +16,7 @@ namespace relex::cuda {
 
 namespace {
 
-constexpr int kPromote = 256;    // columns
+constexpr int kPromote = 128;    // columns
 constexpr int kSide = 16;        // inexact columns that are multiplied at once
 constexpr int kMaxThreads = 512; // 16 warps of 128 registers each
 constexpr int kLargestGroup = 4; // blocks of 32 rows
@@ -103,20 +103,24 @@ struct Sums {
 // ---- bf16 --------------------------------------------------------------------------------------
 
 template <int Stages> struct NarrowShared {
-    unsigned char* stages;  // (Stages, rows + 1, pitch); the base is the last row
-    float* side;            // (kSide, rows)
-    unsigned (*inexact)[4]; // [chunk % 2]: a bit for each column
-    unsigned char* moved;   // (rows): some delta is not zero
+    unsigned char* stages;        // (Stages, rows + 1, pitch); the base is the last row
+    const unsigned char** source; // (rows + 1): where a row lies in global memory
+    float* side;                  // (kSide, rows)
+    unsigned (*inexact)[4];       // [chunk % 2]: a bit for each column
+    unsigned char* moved;         // (rows): some delta is not zero
     int rows;
 
     static std::size_t bytes(int rows) {
         return Stages * Narrow::bytes(rows + 1) +
+               sizeof(void*) * static_cast<std::size_t>(rows + 2) +
                kSide * sizeof(float) * static_cast<std::size_t>(rows) + 8 * sizeof(unsigned) +
                static_cast<std::size_t>(rows);
     }
     __device__ explicit NarrowShared(int r) : rows(r) {
         stages = dynamic_shared();
-        side = reinterpret_cast<float*>(stages + Stages * (r + 1) * Narrow::kPitch);
+        source =
+            reinterpret_cast<const unsigned char**>(stages + Stages * (r + 1) * Narrow::kPitch);
+        side = reinterpret_cast<float*>(source + r + 2); // keeps to 16 bytes: r is even
         inexact = reinterpret_cast<unsigned(*)[4]>(side + kSide * r);
         moved = reinterpret_cast<unsigned char*>(inexact + 2);
     }
@@ -134,27 +138,14 @@ stage_chunk(const Part& part, const NarrowShared<Stages>& shared, int chunk) {
         for (int i = static_cast<int>(threadIdx.x); i < (part.rows + 1) * kVectors;
              i += static_cast<int>(blockDim.x)) {
             const int local = i / kVectors, v = i % kVectors;
-            const unsigned char* row = local < part.rows
-                                           ? part.table.row[part.job.global_row(local)].data
-                                           : part.table.base.data;
-            if (row != nullptr) {
-                stage(shared.row(chunk, local) + 16 * v, row,
+            const unsigned char* const from = shared.source[local];
+            if (from != nullptr) {
+                stage(shared.row(chunk, local) + 16 * v, from,
                       first + 16 * static_cast<std::size_t>(v), 2 * part.end);
             }
         }
     }
     commit_copies();
-}
-
-// One word of two bf16 values → of two deltas. Sets bit 0 or 1 where the delta was not bf16.
-__device__ __forceinline__ unsigned subtract(unsigned word, float low_base, float high_base,
-                                             unsigned& inexact) {
-    const float low = bits_to_float(word << 16) - low_base;
-    const float high = bits_to_float(word & 0xffff0000u) - high_base;
-    const unsigned packed = pack_bf16(low, high);
-    inexact |= bits_to_float(packed << 16) == low ? 0u : 1u; // NaN, too, is not
-    inexact |= bits_to_float(packed & 0xffff0000u) == high ? 0u : 2u;
-    return packed;
 }
 
 // The staged rows become deltas, in place. A thread keeps to eight columns, whose base it holds.
@@ -172,7 +163,7 @@ form_deltas(const Part& part, const NarrowShared<Stages>& shared, int chunk) {
             base[2 * i + 1] = bits_to_float(words[i] & 0xffff0000u);
         }
     }
-    unsigned inexact = 0;
+    unsigned bits[8] = {}; // of every delta in the column, or-ed: bf16 has none of the lower half
     const int step = static_cast<int>(blockDim.x) / kVectors;
     for (int local = tid / kVectors; local < part.rows; local += step) {
         auto* const at = reinterpret_cast<uint4*>(shared.row(chunk, local) + 16 * v);
@@ -181,15 +172,23 @@ form_deltas(const Part& part, const NarrowShared<Stages>& shared, int chunk) {
         unsigned deltas[4], any = 0;
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-            unsigned odd = 0;
-            deltas[i] = subtract(words[i], base[2 * i], base[2 * i + 1], odd);
-            inexact |= odd << (2 * i);
-            any |= deltas[i] & 0x7fff7fffu;
+            const unsigned low = float_to_bits(bits_to_float(words[i] << 16) - base[2 * i]);
+            const unsigned high =
+                float_to_bits(bits_to_float(words[i] & 0xffff0000u) - base[2 * i + 1]);
+            bits[2 * i] |= low;
+            bits[2 * i + 1] |= high;
+            any |= low | high;
+            deltas[i] = upper_halves(low, high);
         }
         *at = make_uint4(deltas[0], deltas[1], deltas[2], deltas[3]);
-        if (any != 0) {
+        if (any << 1 != 0) { // not for the sign of a zero
             shared.moved[local] = 1;
         }
+    }
+    unsigned inexact = 0;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+        inexact |= (bits[i] & 0xffffu) != 0 ? 1u << i : 0u;
     }
     if (inexact != 0) {
         atomicOr(&shared.inexact[chunk % 2][v / 4], inexact << (8 * (v % 4)));
@@ -372,10 +371,15 @@ template <int Stages> __global__ void __launch_bounds__(kMaxThreads, 1)
     const int tid = static_cast<int>(threadIdx.x), chunks = part.chunks(Narrow::kColumns);
     for (int i = tid; i < part.rows; i += static_cast<int>(blockDim.x)) {
         shared.moved[i] = 0;
+        shared.source[i] = table.row[part.job.global_row(i)].data;
+    }
+    if (tid == 0) {
+        shared.source[part.rows] = table.base.data;
     }
     if (tid < 8) {
         shared.inexact[tid / 4][tid % 4] = 0;
     }
+    __syncthreads();
     Sums sums;
     for (int chunk = 0; chunk < Stages - 1; ++chunk) {
         stage_chunk(part, shared, chunk);

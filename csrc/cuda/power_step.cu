@@ -18,14 +18,14 @@ constexpr std::size_t kMostParts = 1024; // of one launch: several times the mul
 
 struct Shape {
     std::size_t columns;
-    int item;     // bytes of the widest dtype among the rows and the base
-    bool uniform; // all of them have this dtype
-    DType dtype;
+    int item; // bytes of the widest dtype among the rows and the base
+    bool all_bf16;
 };
 
 // V: columns of a chunk that one lane holds. Rows of N bytes an element.
 template <int V> struct Chunk {
     static constexpr int kColumns = 32 * V;
+    static constexpr int kShift = V == 4 ? 4 : V == 2 ? 3 : 2; // log2 of a bf16 row's 16 bytes
 
     // Shared memory: the staged rows, the base last; then z, whole and by warp; then y and energy.
     static std::size_t stage_bytes(int rows, int item) {
@@ -113,17 +113,23 @@ template <int N> __device__ __forceinline__ int sum_lanes(float (&v)[N], int lan
     return lane / (32 / N);
 }
 
-template <int V, int K, bool Staged, bool Energy> __global__ void __launch_bounds__(kThreads, 2)
+// How rows are read: staged, all of them bf16; staged, each of its own dtype; where they lie.
+enum class Read { bf16, staged, global };
+
+template <int V, int K, Read R> __global__ void __launch_bounds__(kThreads, 2)
     power_kernel(const Table table, Shape shape, std::size_t first_part,
-                 const float* __restrict__ u, int u_stride, float* __restrict__ partial) {
-    constexpr int kColumns = Chunk<V>::kColumns;
+                 const float* __restrict__ u, int u_stride, bool wants_energy,
+                 float* __restrict__ partial) {
+    constexpr bool Staged = R != Read::global;
+    constexpr int kColumns = Chunk<V>::kColumns, kShift = Chunk<V>::kShift;
     const int rows = table.count;
     const int tid = static_cast<int>(threadIdx.x), warp = tid / 32, lane = tid % 32;
     const std::size_t begin = (first_part + blockIdx.x) * kPart;
     const std::size_t end = shape.columns < begin + kPart ? shape.columns : begin + kPart;
     const int chunks = static_cast<int>((end - begin + kColumns - 1) / kColumns);
 
-    const int slot = kColumns * shape.item; // bytes of a staged row
+    const int item = R == Read::bf16 ? 2 : shape.item;
+    const int slot = kColumns * item; // bytes of a staged row
     const std::size_t stage_size = Staged ? static_cast<std::size_t>(rows + 1) * slot : 0;
     unsigned char* const stages = dynamic_shared();
     auto* const z = reinterpret_cast<float*>(stages + kStages * stage_size); // (K, columns)
@@ -140,11 +146,12 @@ template <int V, int K, bool Staged, bool Energy> __global__ void __launch_bound
             unsigned char* const to =
                 stages + static_cast<std::size_t>(chunk % kStages) * stage_size;
             const std::size_t first = begin + static_cast<std::size_t>(chunk) * kColumns;
-            const int vectors = slot / 16; // room for the widest dtype; narrow rows fill less
-            for (int i = tid; i < (rows + 1) * vectors; i += kThreads) {
-                const int t = i / vectors, v = i % vectors;
+            // Sixteen bytes a thread; a slot has room for the widest dtype.
+            const int shift = kShift + (item == 4 ? 1 : 0);
+            for (int i = tid; i < (rows + 1) << shift; i += kThreads) {
+                const int t = i >> shift, v = i - (t << shift);
                 const Row row = t < rows ? table.row[t] : table.base;
-                const std::size_t size = item_size(row.dtype);
+                const std::size_t size = R == Read::bf16 ? 2 : item_size(row.dtype);
                 if (row.data != nullptr && 16 * v < kColumns * static_cast<int>(size)) {
                     stage(to + i * 16, row.data, first * size + 16 * static_cast<std::size_t>(v),
                           end * size);
@@ -157,9 +164,9 @@ template <int V, int K, bool Staged, bool Energy> __global__ void __launch_bound
         if constexpr (Staged) {
             const unsigned char* from =
                 stages + static_cast<std::size_t>(chunk % kStages) * stage_size;
-            const DType dtype = shape.uniform ? shape.dtype
-                                : t < rows    ? table.row[t].dtype
-                                              : table.base.dtype;
+            const DType dtype = R == Read::bf16 ? DType::bf16
+                                : t < rows      ? table.row[t].dtype
+                                                : table.base.dtype;
             staged_values<V>(from + static_cast<std::size_t>(t) * slot, lane, dtype, x);
         } else {
             global_values<V>(t < rows ? table.row[t] : table.base,
@@ -244,7 +251,7 @@ template <int V, int K, bool Staged, bool Energy> __global__ void __launch_bound
                     for (int q = 0; q < K; ++q) {
                         products[r * K + q] = fmaf(d, sums[q][i], products[r * K + q]);
                     }
-                    if (Energy) {
+                    if (wants_energy) {
                         squares[r] = fmaf(d, d, squares[r]);
                     }
                 }
@@ -255,7 +262,7 @@ template <int V, int K, bool Staged, bool Energy> __global__ void __launch_bound
             if (t < rows && lane % (32 / (kTogether * K)) == 0) {
                 y[t * K + n % K] += products[0];
             }
-            if (Energy) {
+            if (wants_energy) {
                 const int r = sum_lanes(squares, lane);
                 const int row = first + r * kWarps;
                 if (row < rows && lane % (32 / kTogether) == 0) {
@@ -290,24 +297,23 @@ template <int K> __global__ void add_parts(const float* __restrict__ partial, in
     *to = sum;
 }
 
-using Kernel = void (*)(Table, Shape, std::size_t, const float*, int, float*);
+using Kernel = void (*)(Table, Shape, std::size_t, const float*, int, bool, float*);
 
 struct Choice {
     Kernel kernel;
     std::size_t shared;
 };
 
-template <int V, int K, bool Energy> Choice staged_choice(int rows, int item) {
-    return {power_kernel<V, K, true, Energy>,
-            kStages * Chunk<V>::stage_bytes(rows, item) + Chunk<V>::sums_bytes(rows, K)};
+template <int V, int K> Choice staged_choice(int rows, const Shape& shape) {
+    return {shape.all_bf16 ? power_kernel<V, K, Read::bf16> : power_kernel<V, K, Read::staged>,
+            kStages * Chunk<V>::stage_bytes(rows, shape.item) + Chunk<V>::sums_bytes(rows, K)};
 }
 
 // The widest chunk of which two blocks fit a multiprocessor; else of which one does.
-template <int K, bool Energy> Choice choose(int rows, int item) {
+template <int K> Choice choose(int rows, const Shape& shape) {
     const std::size_t limit = shared_memory_limit();
-    const Choice choices[] = {staged_choice<4, K, Energy>(rows, item),
-                              staged_choice<2, K, Energy>(rows, item),
-                              staged_choice<1, K, Energy>(rows, item)};
+    const Choice choices[] = {staged_choice<4, K>(rows, shape), staged_choice<2, K>(rows, shape),
+                              staged_choice<1, K>(rows, shape)};
     for (const std::size_t most : {limit / 2, limit}) {
         for (const Choice& choice : choices) {
             if (choice.shared <= most) {
@@ -315,7 +321,7 @@ template <int K, bool Energy> Choice choose(int rows, int item) {
             }
         }
     }
-    return {power_kernel<4, K, false, Energy>, Chunk<4>::sums_bytes(rows, K)};
+    return {power_kernel<4, K, Read::global>, Chunk<4>::sums_bytes(rows, K)};
 }
 
 struct Work {
@@ -330,35 +336,27 @@ struct Work {
     cudaStream_t stream;
 };
 
-// Columns q to q + K of U.
-template <int K, bool Energy> void step_some(const Work& w, int q) {
-    const Choice choice = choose<K, Energy>(w.table.count, w.shape.item);
+// Columns q to q + K of U; the first launch takes the energy along.
+template <int K> void step_some(const Work& w, int q) {
+    const Choice choice = choose<K>(w.table.count, w.shape);
+    double* const energy = q == 0 ? w.energy : nullptr;
     const std::size_t parts = parts_of(w.shape.columns);
     for (std::size_t first = 0; first < parts; first += w.parts_at_once) {
         const std::size_t left = parts - first;
         const std::size_t count = left < w.parts_at_once ? left : w.parts_at_once;
         launch(choice.kernel, static_cast<unsigned>(count), 1, kThreads, choice.shared, w.stream,
-               w.table, w.shape, first, w.u + q, w.k, w.partial);
+               w.table, w.shape, first, w.u + q, w.k, energy != nullptr, w.partial);
         const auto blocks = static_cast<unsigned>(ceil_div(w.table.count * (K + 1), 128));
         launch(add_parts<K>, blocks, 1, 128, 0, w.stream, static_cast<const float*>(w.partial),
-               static_cast<int>(count), w.table.count, w.y + q, w.k, Energy ? w.energy : nullptr);
-    }
-}
-
-template <int K> void step_some(const Work& w, int q) {
-    if (q == 0 && w.energy != nullptr) {
-        step_some<K, true>(w, q);
-    } else {
-        step_some<K, false>(w, q);
+               static_cast<int>(count), w.table.count, w.y + q, w.k, energy);
     }
 }
 
 Shape shape_of(const Rows& rows, std::size_t columns) {
-    Shape shape{columns, static_cast<int>(item_size(rows.dtype[0])), true, rows.dtype[0]};
+    Shape shape{columns, 2, true};
     const auto add = [&](DType dtype) {
-        const auto size = static_cast<int>(item_size(dtype));
-        shape.item = size > shape.item ? size : shape.item;
-        shape.uniform = shape.uniform && dtype == shape.dtype;
+        shape.item = dtype == DType::f32 ? 4 : shape.item;
+        shape.all_bf16 = shape.all_bf16 && dtype == DType::bf16;
     };
     for (int t = 0; t < rows.count; ++t) {
         add(rows.dtype[t]);

@@ -76,6 +76,11 @@ __device__ __forceinline__ float high_half(unsigned word, DType dtype) {
                                 : half_to_float(static_cast<unsigned short>(word >> 16));
 }
 
+// The other way round, for floats that are bf16: the upper halves of two, side by side.
+__device__ __forceinline__ unsigned upper_halves(unsigned low, unsigned high) {
+    return low >> 16 | (high & 0xffff0000u);
+}
+
 // Queues 16 bytes of a row, from byte `at`, on their way to shared memory; what lies at or after
 // byte `end` arrives as zeros. Rows that do not lie on 16 bytes are copied here and now.
 __device__ __forceinline__ void stage(unsigned char* to, const unsigned char* row, std::size_t at,
