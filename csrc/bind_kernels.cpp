@@ -7,6 +7,8 @@ namespace relex {
 
 namespace {
 
+using View = RowsView<cpu::Rows, cpu::kMaxRows>;
+
 // Runs Python's signal handlers. True: one raised (Ctrl-C), and the error is set.
 bool interrupted() {
     const py::gil_scoped_acquire gil;
@@ -28,7 +30,7 @@ template <class Call> void without_gil(Call call) {
 void gram(const Array<std::uint64_t>& addresses, const Array<std::uint8_t>& dtypes,
           std::uint64_t base, int base_dtype, std::uint64_t columns, Array<double> out, int threads,
           const std::string& isa) {
-    const RowsView view(addresses, dtypes, base, base_dtype);
+    const View view(addresses, dtypes, base, base_dtype);
     require_shape("gram", out, {view.count(), view.count()});
     require_between("threads", threads, 1, 1024);
     const cpu::Kernels& kernels = cpu::select(isa);
@@ -40,7 +42,7 @@ void power_step(const Array<std::uint64_t>& addresses, const Array<std::uint8_t>
                 std::uint64_t base, int base_dtype, std::uint64_t columns, const Array<float>& u,
                 Array<double> y, std::optional<Array<double>> energy, int threads,
                 const std::string& isa) {
-    const RowsView view(addresses, dtypes, base, base_dtype);
+    const View view(addresses, dtypes, base, base_dtype);
     if (u.ndim() != 2) {
         invalid("u", "shape (T, k)", std::to_string(u.ndim()) + " axes");
     }
@@ -65,7 +67,7 @@ void combine(const Array<std::uint64_t>& addresses, const Array<std::uint8_t>& d
              std::uint64_t base, int base_dtype, std::uint64_t columns,
              const Array<double>& weights, const Array<std::uint64_t>& out, int out_dtype,
              int threads, const std::string& isa) {
-    const RowsView view(addresses, dtypes, base, base_dtype);
+    const View view(addresses, dtypes, base, base_dtype);
     if (weights.ndim() != 2) {
         invalid("weights", "shape (targets, T)", std::to_string(weights.ndim()) + " axes");
     }

@@ -8,7 +8,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
-#include "cpu/kernels.hpp"
+#include "dtype.hpp"
 
 namespace relex {
 
@@ -52,8 +52,9 @@ inline DType require_dtype(const char* name, int code) {
     return static_cast<DType>(require_between(name, code, 0, kDTypeCount - 1));
 }
 
-// The rows of one tensor as Python passes them: addresses and dtype codes.
-class RowsView {
+// The rows of one tensor as Python passes them: addresses and dtype codes. `Rows` is a backend's
+// struct of them, kMost how many it takes.
+template <class Rows, int kMost> class RowsView {
   public:
     RowsView(const Array<std::uint64_t>& addresses, const Array<std::uint8_t>& dtypes,
              std::uint64_t base, int base_dtype) {
@@ -62,7 +63,7 @@ class RowsView {
         }
         const py::ssize_t count = addresses.shape(0);
         require_shape("dtypes", dtypes, {count});
-        require_between("rows", static_cast<int>(count), 1, cpu::kMaxRows);
+        require_between("rows", static_cast<int>(count), 1, kMost);
         for (py::ssize_t i = 0; i < count; ++i) {
             data_.push_back(reinterpret_cast<const unsigned char*>(addresses.at(i)));
             dtypes_.push_back(require_dtype("dtypes", dtypes.at(i)));
@@ -74,13 +75,13 @@ class RowsView {
     RowsView(const RowsView&) = delete;
     RowsView& operator=(const RowsView&) = delete;
 
-    const cpu::Rows& rows() const { return rows_; }
+    const Rows& rows() const { return rows_; }
     py::ssize_t count() const { return rows_.count; }
 
   private:
     std::vector<const unsigned char*> data_;
     std::vector<DType> dtypes_;
-    cpu::Rows rows_{};
+    Rows rows_{};
 };
 
 } // namespace relex

@@ -4,15 +4,38 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
+
+
+@cache
+def has_gpu() -> bool:
+    from relex_ext.backends.available import no_gpu
+
+    return no_gpu(("cuda", "xpu")) is None
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") is not None and not has_gpu():
+        pytest.skip("marked gpu: no GPU that torch can use was found")
 
 
 @pytest.fixture(autouse=True)
 def no_forced_isa(monkeypatch: pytest.MonkeyPatch) -> None:
     """A RELEX_ISA of the caller's shell would silently narrow what is tested."""
     monkeypatch.delenv("RELEX_ISA", raising=False)
+
+
+@pytest.fixture(autouse=True)
+def no_gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is not about GPUs is the same with and without one. Processes that tests start, too."""
+    if request.node.get_closest_marker("gpu") is None:
+        monkeypatch.setattr("relex_ext.backends.available.gpu_may_exist", lambda: False)
+        for name in ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"):
+            monkeypatch.setenv(name, "")
+        monkeypatch.setenv("ZE_AFFINITY_MASK", "none")
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ import pytest
 
 from memory import training_run
 from relex_ext import InputError, _core
-from relex_ext.backends import open_backend
+from relex_ext.backends import open_backends
 from relex_ext.backends.cpu import CpuBackend
 from tables import ISAS
 
@@ -178,7 +178,7 @@ def test_relex_isa(monkeypatch: pytest.MonkeyPatch) -> None:
     assert CpuBackend(1).isa == ISAS[0]
     monkeypatch.setenv("RELEX_ISA", "sse2")
     with pytest.raises(InputError, match=r"RELEX_ISA: expected one of auto, .*found sse2"):
-        open_backend("cpu")
+        open_backends("cpu")
 
 
 # ---- files -------------------------------------------------------------------------------------

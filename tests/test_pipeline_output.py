@@ -28,7 +28,17 @@ from folders import (
     raw,
     write_model,
 )
-from relex_ext import InputError, OutputError, Weights, _core, combine, extrapolate, scan, stream
+from relex_ext import (
+    InputError,
+    OutputError,
+    Weights,
+    _core,
+    combine,
+    extrapolate,
+    files,
+    scan,
+    stream,
+)
 
 
 @pytest.fixture
@@ -279,15 +289,15 @@ def test_a_shard_truncated_after_it_was_opened(
 ) -> None:
     """A mapped page past the end of a file is SIGBUS for whoever touches it."""
     shard = sorted(run.folder(20).glob("*.safetensors"))[1]
-    real = stream.Stream._file
+    real = files.Files.open
 
-    def opened(self: stream.Stream, asked: Any) -> _core.File:
+    def opened(self: files.Files, asked: Any) -> _core.File:
         file = real(self, asked)
         if asked.path == shard and shard.stat().st_size > 8192:
             os.truncate(shard, 8192)
         return file
 
-    monkeypatch.setattr(stream.Stream, "_file", opened)
+    monkeypatch.setattr(files.Files, "open", opened)
     before = listing(tmp_path)
     with pytest.raises(InputError, match=re.escape(str(shard))):
         go(run, tmp_path / "out", io=io)

@@ -103,26 +103,29 @@ struct Sums {
 // ---- bf16 --------------------------------------------------------------------------------------
 
 template <int Stages> struct NarrowShared {
-    unsigned char* stages;        // (Stages, rows + 1, pitch); the base is the last row
-    const unsigned char** source; // (rows + 1): where a row lies in global memory
+    const unsigned char** source; // (rows + 2): where a row lies in global memory; the base is last
     float* side;                  // (kSide, rows)
     unsigned (*inexact)[4];       // [chunk % 2]: a bit for each column
     unsigned char* moved;         // (rows): some delta is not zero
-    int rows;
+    unsigned char* stages; // (Stages, rows + 1, pitch), the end: slices are added in its place
+    int rows;              // a multiple of 32, which keeps every piece on 16 bytes
 
-    static std::size_t bytes(int rows) {
-        return Stages * Narrow::bytes(rows + 1) +
-               sizeof(void*) * static_cast<std::size_t>(rows + 2) +
-               kSide * sizeof(float) * static_cast<std::size_t>(rows) + 8 * sizeof(unsigned) +
-               static_cast<std::size_t>(rows);
+    static RELEX_INLINE int before_stages(int rows) {
+        const int size = (rows + 2) * static_cast<int>(sizeof(void*)) +
+                         kSide * rows * static_cast<int>(sizeof(float)) +
+                         8 * static_cast<int>(sizeof(unsigned)) + rows;
+        return (size + 15) / 16 * 16;
+    }
+    static std::size_t bytes(int rows, std::size_t slices) {
+        const std::size_t stages = Stages * Narrow::bytes(rows + 1);
+        return static_cast<std::size_t>(before_stages(rows)) + (stages > slices ? stages : slices);
     }
     __device__ explicit NarrowShared(int r) : rows(r) {
-        stages = dynamic_shared();
-        source =
-            reinterpret_cast<const unsigned char**>(stages + Stages * (r + 1) * Narrow::kPitch);
-        side = reinterpret_cast<float*>(source + r + 2); // keeps to 16 bytes: r is even
+        source = reinterpret_cast<const unsigned char**>(dynamic_shared());
+        side = reinterpret_cast<float*>(source + r + 2);
         inexact = reinterpret_cast<unsigned(*)[4]>(side + kSide * r);
         moved = reinterpret_cast<unsigned char*>(inexact + 2);
+        stages = dynamic_shared() + before_stages(r);
     }
     __device__ __forceinline__ unsigned char* row(int chunk, int local) const {
         return stages + (chunk % Stages * (rows + 1) + local) * Narrow::kPitch;
@@ -410,17 +413,15 @@ template <int Stages> __global__ void __launch_bounds__(kMaxThreads, 1)
 // ---- fp32 --------------------------------------------------------------------------------------
 
 struct WideShared {
-    unsigned char* panels; // (2, rows, pitch)
-    unsigned char* moved;
-    int rows;
+    unsigned char* moved;  // (rows)
+    unsigned char* panels; // (2, rows, pitch), the end: slices are added in its place
+    int rows;              // a multiple of 32
 
-    static std::size_t bytes(int rows) {
-        return 2 * Wide::bytes(rows) + static_cast<std::size_t>(rows);
+    static std::size_t bytes(int rows, std::size_t slices) {
+        const std::size_t panels = 2 * Wide::bytes(rows);
+        return static_cast<std::size_t>(rows) + (panels > slices ? panels : slices);
     }
-    __device__ explicit WideShared(int r) : rows(r) {
-        panels = dynamic_shared();
-        moved = panels + 2 * r * Wide::kPitch;
-    }
+    __device__ explicit WideShared(int r) : moved(dynamic_shared()), panels(moved + r), rows(r) {}
     __device__ __forceinline__ float* row(int chunk, int local) const {
         return reinterpret_cast<float*>(panels + (chunk % 2 * rows + local) * Wide::kPitch);
     }
@@ -633,23 +634,24 @@ bool fits(Choice& choice, Kernel kernel, std::size_t bytes, std::size_t limit) {
     return bytes <= limit;
 }
 
-// Groups as large as shared memory lets them be, with as many stages. Neither changes a result.
+// Groups as large as shared memory lets them be, with as many stages. The groups may show in the
+// last bits: a column is inexact or not for the rows of a job. They are the same on the same
+// device.
 Choice choose(int rows, bool narrow) {
     const int blocks = blocks_of(rows);
     const std::size_t limit = shared_memory_limit(), slices = slices_bytes(blocks);
-    const auto at_least = [&](std::size_t bytes) { return bytes > slices ? bytes : slices; };
     for (int largest = kLargestGroup; largest >= 1; --largest) {
         Choice choice{};
         choice.groups = groups_of(blocks, largest);
         choice.rows = shared_rows(blocks, choice.groups);
         const int r = choice.rows;
         if (!narrow) {
-            if (fits(choice, gram_f32, at_least(WideShared::bytes(r)), limit)) {
+            if (fits(choice, gram_f32, WideShared::bytes(r, slices), limit)) {
                 return choice;
             }
-        } else if (fits(choice, gram_bf16<4>, at_least(NarrowShared<4>::bytes(r)), limit) ||
-                   fits(choice, gram_bf16<3>, at_least(NarrowShared<3>::bytes(r)), limit) ||
-                   fits(choice, gram_bf16<2>, at_least(NarrowShared<2>::bytes(r)), limit)) {
+        } else if (fits(choice, gram_bf16<4>, NarrowShared<4>::bytes(r, slices), limit) ||
+                   fits(choice, gram_bf16<3>, NarrowShared<3>::bytes(r, slices), limit) ||
+                   fits(choice, gram_bf16<2>, NarrowShared<2>::bytes(r, slices), limit)) {
             return choice;
         }
     }

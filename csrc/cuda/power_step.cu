@@ -309,7 +309,8 @@ template <int V, int K> Choice staged_choice(int rows, const Shape& shape) {
             kStages * Chunk<V>::stage_bytes(rows, shape.item) + Chunk<V>::sums_bytes(rows, K)};
 }
 
-// The widest chunk of which two blocks fit a multiprocessor; else of which one does.
+// The widest chunk of which two blocks fit a multiprocessor; else of which one does. Its width, and
+// with it the last bits, depend on how much shared memory this device has.
 template <int K> Choice choose(int rows, const Shape& shape) {
     const std::size_t limit = shared_memory_limit();
     const Choice choices[] = {staged_choice<4, K>(rows, shape), staged_choice<2, K>(rows, shape),
@@ -377,7 +378,7 @@ Needs power_step_needs(int rows, std::size_t columns, int) {
     const std::size_t table = Cutter::padded<Row>(static_cast<std::size_t>(rows));
     const std::size_t parts = parts_of(columns) < kMostParts ? parts_of(columns) : kMostParts;
     return {table + Cutter::padded<float>(part_floats(rows)),
-            table + Cutter::padded<float>(part_floats(rows) * parts)};
+            table + Cutter::padded<float>(part_floats(rows) * (parts > 0 ? parts : 1))};
 }
 
 void power_step(const Rows& rows, std::size_t columns, const float* u, int k, double* y,

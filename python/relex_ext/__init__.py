@@ -15,8 +15,9 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from relex_ext.errors import InputError, OutputError, RelexError
     from relex_ext.forecasts import Component, Weights
-    from relex_ext.inmemory import Rank1, rank1
+    from relex_ext.inmemory import Rank1, combine_tensors, gram, rank1
     from relex_ext.job import Extrapolation
+    from relex_ext.modules import extrapolate_module
     from relex_ext.pipeline import combine, extrapolate, forecast, scan
     from relex_ext.scans import Scan
 
@@ -30,8 +31,11 @@ _HOME = {
     "Scan": "scans",
     "Weights": "forecasts",
     "combine": "pipeline",
+    "combine_tensors": "inmemory",
     "extrapolate": "pipeline",
+    "extrapolate_module": "modules",
     "forecast": "pipeline",
+    "gram": "inmemory",
     "rank1": "inmemory",
     "scan": "pipeline",
 }
@@ -47,8 +51,11 @@ __all__ = [
     "Weights",
     "__version__",
     "combine",
+    "combine_tensors",
     "extrapolate",
+    "extrapolate_module",
     "forecast",
+    "gram",
     "rank1",
     "scan",
 ]

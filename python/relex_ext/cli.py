@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import signal
 import sys
@@ -21,6 +22,26 @@ example:
   relex extrapolate --base Qwen2.5-Math-1.5B --checkpoints run/ --until 75 \\
       --target-step 500 --out forecast/
 """
+
+
+class Notes(logging.Handler):
+    """What was chosen and why, as the package logs it, for the end of a summary."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+    def __enter__(self) -> Notes:
+        log = logging.getLogger("relex_ext")
+        log.setLevel(logging.INFO)
+        log.addHandler(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        logging.getLogger("relex_ext").removeHandler(self)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -95,11 +116,24 @@ def _add_machine(parser: argparse.ArgumentParser, solver: str) -> None:
     group.add_argument(
         "--solver", choices=("auto", "gram", "power"), default=solver, help=f"({solver})"
     )
-    group.add_argument("--backend", default="auto", help="auto, cpu or reference (auto)")
-    group.add_argument("--memory-limit", metavar="SIZE", help="like 2GiB (half of the free memory)")
     group.add_argument(
-        "--io", choices=("auto", "mmap", "pread"), default="auto",
-        help="map the shards or read them (auto: pread on network file systems)",
+        "--backend", default="auto",
+        help="cpu, cuda, triton or reference (auto: cuda, else triton, on a GPU, else cpu)",
+    )  # fmt: skip
+    group.add_argument(
+        "--device", metavar="NAMES", help="GPUs to use, like cuda:1 or cuda:0,cuda:2 (all)"
+    )
+    group.add_argument(
+        "--memory-limit", metavar="SIZE",
+        help="like 2GiB; with a GPU, of pinned memory (half of the free memory)",
+    )  # fmt: skip
+    group.add_argument(
+        "--device-memory", metavar="SIZE", help="the same on each GPU (80 %% of the free memory)"
+    )
+    group.add_argument(
+        "--io", choices=("auto", "mmap", "pread", "gds"), default="auto",
+        help="map the shards or read them (auto: pread on network file systems); for a GPU pread "
+        "or gds, GPUDirect Storage (auto: gds where it works)",
     )  # fmt: skip
     group.add_argument("--threads", type=int, metavar="N", help="(all processors)")
     group.add_argument("--overwrite", action="store_true", help="replace an earlier output")
@@ -131,13 +165,14 @@ def _checkpoints(values: Sequence[str]) -> Any:
 
 def _machine_options(args: argparse.Namespace) -> dict[str, Any]:
     names = (
-        "until", "steps", "rank", "solver", "backend", "memory_limit", "io", "threads", "overwrite",
+        "until", "steps", "rank", "solver", "backend", "device", "memory_limit", "device_memory",
+        "io", "threads", "overwrite",
     )  # fmt: skip
     options = {name: getattr(args, name) for name in names}
     return {**options, "progress": not (args.quiet or args.json)}
 
 
-def _extrapolate(args: argparse.Namespace) -> None:
+def _extrapolate(args: argparse.Namespace, notes: Notes) -> None:
     from relex_ext.pipeline import extrapolate
 
     done = extrapolate(
@@ -150,10 +185,10 @@ def _extrapolate(args: argparse.Namespace) -> None:
     elif args.dry_run:
         print(plan_text(done))
     elif not args.quiet:
-        print(summary_text(done))
+        print("\n".join([summary_text(done), *notes.lines]))
 
 
-def _scan(args: argparse.Namespace) -> None:
+def _scan(args: argparse.Namespace, notes: Notes) -> None:
     from relex_ext.pipeline import scan
 
     found = scan(args.base, _checkpoints(args.checkpoints), out=args.out, **_machine_options(args))
@@ -161,10 +196,11 @@ def _scan(args: argparse.Namespace) -> None:
         print(json.dumps({"scan": args.out, "steps": found.steps, "tensors": len(found.names)}))
     elif not args.quiet:
         print(f"{args.out}: {len(found.names)} tensors × {len(found.steps)} checkpoints")
+        print("\n".join(notes.lines))
 
 
 def _plan_json(done: Extrapolation) -> dict[str, Any]:
-    plan = done.plan
+    plan, staging = done.plan, done.plan.staging
     return {
         "bytes_read": plan.bytes_read,
         "passes": plan.passes,
@@ -173,6 +209,10 @@ def _plan_json(done: Extrapolation) -> dict[str, Any]:
         "bytes_written": plan.bytes_written,
         "free_space": done.free_space,
         "io": plan.io,
+        "backend": done.backend,
+        "devices": [] if staging is None else list(staging.devices),
+        "device_memory": None if staging is None else staging.device_memory,
+        "device_memory_limit": None if staging is None else staging.device_limit,
         "tensors": len(plan.tensors),
         "resident": sum(p.resident for p in plan.tensors),
         "solvers": {s: sum(p.solver == s for p in plan.tensors) for s in ("gram", "power", "none")},
@@ -187,18 +227,27 @@ def _done_json(done: Extrapolation) -> dict[str, Any]:
 
 def plan_text(done: Extrapolation) -> str:
     """The plan in a few aligned lines."""
-    from relex_ext.plan import human
+    from relex_ext.sizes import human
 
     plan = done.plan
+    staging = plan.staging
     resident = sum(p.resident for p in plan.tensors)
     solvers = sorted({p.solver for p in plan.tensors})
     rows = {
+        "backend": done.backend,
         "to read": f"{human(plan.bytes_read)} in {plan.passes:.2f} passes ({plan.io}: "
         f"{plan.io_reason})",
         "tensors": f"{len(plan.tensors)}, {resident} of them read once and kept for the writing",
         "solver": {"none": "none, the scan is given"}.get(solvers[0], " and ".join(solvers)),
         "peak memory": f"{human(plan.peak_memory)} of strips and buffers "
         f"(limit {human(plan.memory_limit)})",
+    }
+    if staging is not None:
+        rows["on device"] = (
+            f"{human(staging.device_memory)} of strips and buffers on {', '.join(staging.devices)}"
+            f" (limit {human(staging.device_limit)} each)"
+        )
+    rows |= {
         "to write": f"{human(plan.bytes_written)} ({human(done.free_space)} free)",
         "output": ", ".join(str(folder) for folder in done.folders.values()),
     }
@@ -231,7 +280,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("MKL_NUM_THREADS", "1")
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        {"extrapolate": _extrapolate, "scan": _scan}[args.command](args)
+        with Notes() as notes:
+            {"extrapolate": _extrapolate, "scan": _scan}[args.command](args, notes)
     except RelexError as error:
         print(f"relex: error: {error}", file=sys.stderr)
         return 2

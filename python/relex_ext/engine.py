@@ -3,56 +3,79 @@
 from __future__ import annotations
 
 import queue
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack
 from types import TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
 
 from relex_ext import power
-from relex_ext.backends import Backend, Strips
+from relex_ext.backends import Backend, Choice, Strips
 from relex_ext.dtypes import CODES, ITEM_SIZE
 from relex_ext.errors import InputError
+from relex_ext.files import AS_ASKED, allow_many_files
 from relex_ext.forecasts import Spectrum, spectrum_of_gram
 from relex_ext.output import Output
-from relex_ext.plan import Plan, TensorPlan
-from relex_ext.stream import Pass, Stream, Window, allow_many_files
+from relex_ext.plan import Plan, TensorPlan, share
+from relex_ext.stream import Stream
+from relex_ext.windows import HostMemory, Memory, Pass, Window
 
 Tick = Callable[[int], None]
 
+Rows = dict[str, tuple[int, ...]]
+"""Per tensor the checkpoints that combine has to read, where that is known."""
+
+
+class Stopped(Exception):
+    """Another device's run failed."""
+
 
 class Run:
-    """One run over a plan. Tensors are taken in the plan's order: for each, :meth:`scan` unless the
-    plan has no solver for it, then :meth:`combine` if there are targets. A context manager.
+    """One run over tensors of a plan. They are taken in order: for each, :meth:`scan` unless the
+    plan has no solver for it, then :meth:`combine` if there are targets; then :meth:`finish`.
+    A context manager, of the thread that computes.
     """
 
     def __init__(
         self,
         plan: Plan,
+        items: Sequence[TensorPlan],
         steps: tuple[int, ...],
         backend: Backend,
+        memory: Memory,
         rank: int,
         output: Output | None,
         tick: Tick,
-        rows: dict[str, tuple[int, ...]] | None = None,
+        rows: Rows | None = None,
+        stop: threading.Event | None = None,
     ) -> None:
-        """``rows``: per tensor the checkpoints that combine has to read, where that is known."""
-        allow_many_files()
-        self.plan = plan
+        """``stop``: set by others to have this run raise :class:`Stopped` at its next window."""
+        self._plan = plan
+        self._items = items
         self._steps = steps
         self._backend = backend
+        self._memory = memory
         self._rank = rank
         self._output = output
         self._tick = tick
         self._rows = rows or {}
+        self._stop = stop
         self._kept: list[Window] = []
         self._again: queue.SimpleQueue[bool] = queue.SimpleQueue()
-        self._buffers: list[list[NDArray[np.uint8]]] = [[], []]
+        self._written: list[Future[None] | None] = [None, None]
         self._turn = 0
-        self._stream = Stream(plan.strip_budget, plan.io)
+        self._stack = ExitStack()
 
     def __enter__(self) -> Run:
-        self._stream.start(self._passes())
+        with ExitStack() as stack:
+            stream = self._stream = stack.enter_context(Stream(self._memory))
+            stack.callback(self._again.put, False)
+            stack.enter_context(self._memory.computing())
+            stream.start(self._passes())
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(
@@ -61,12 +84,11 @@ class Run:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._again.put(False)
-        self._stream.__exit__(kind, error, trace)
+        self._stack.__exit__(kind, error, trace)
 
     def _passes(self) -> Iterator[Pass]:
         """What will be read, in order. Runs on the stream's thread, ahead of the arithmetic."""
-        for item in self.plan.tensors:
+        for item in self._items:
             if item.tensor.columns == 0:
                 continue
             if item.solver != "none":
@@ -83,20 +105,24 @@ class Run:
 
         Raises:
             InputError: the tensor holds NaN or Inf.
+            BackendError: a device failed.
         """
-        keep = item.resident
         if item.tensor.columns == 0:
             return self._empty(item)
-        if item.solver == "gram":
-            return self._gram(item, self._read(keep))
-        if keep:
-            windows = list(self._read(keep))
-            found = self._power(item, lambda: iter(windows))
-            if self._output is None:
-                for _ in self._drain():
-                    pass
-            return found
+        with self._memory.naming(item.tensor.name):
+            if item.solver == "gram":
+                return self._gram(item, self._read(item.resident))
+            return self._power_kept(item) if item.resident else self._power_read(item)
 
+    def _power_kept(self, item: TensorPlan) -> Spectrum:
+        windows = list(self._read(keep=True))
+        found = self._power(item, lambda: iter(windows))
+        if self._output is None:
+            for _ in self._drain():
+                pass
+        return found
+
+    def _power_read(self, item: TensorPlan) -> Spectrum:
         first = True
 
         def another_pass() -> Iterator[Window]:
@@ -120,6 +146,11 @@ class Run:
                 self._kept.append(window)
             else:
                 window.release()
+            self._check_stop()
+
+    def _check_stop(self) -> None:
+        if self._stop is not None and self._stop.is_set():
+            raise Stopped
 
     def _empty(self, item: TensorPlan) -> NDArray[np.float64] | Spectrum:
         t = len(self._steps)
@@ -130,11 +161,12 @@ class Run:
 
     def _gram(self, item: TensorPlan, windows: Iterator[Window]) -> NDArray[np.float64]:
         t = len(self._steps)
-        gram = np.zeros((t, t))
+        sums = self._backend.zeros(t, t)
         for window in windows:
-            self._backend.gram(window.strips, gram)
-        gram += np.tril(gram, -1).T
-        self._check_finite(item, np.diag(gram))
+            self._backend.gram(window.strips, sums)
+        lower = np.tril(self._backend.fetch(sums))
+        self._check_finite(item, np.diag(lower))
+        gram: NDArray[np.float64] = lower + np.tril(lower, -1).T
         return gram
 
     def _power(self, item: TensorPlan, read: Callable[[], Iterator[Window]]) -> Spectrum:
@@ -143,12 +175,14 @@ class Run:
         passes = 0
 
         def step(u: NDArray[np.float32]) -> NDArray[np.float64]:
-            nonlocal passes
-            y = np.zeros(u.shape)
+            nonlocal passes, energy
+            sums = self._backend.zeros(*u.shape)
+            squares = self._backend.zeros(t) if passes == 0 else None
             for window in read():
-                squares = energy if passes == 0 else None
-                self._backend.power_step(window.strips, u, y, squares)
-            if passes == 0:
+                self._backend.power_step(window.strips, u, sums, squares)
+            y = self._backend.fetch(sums)
+            if squares is not None:
+                energy = self._backend.fetch(squares)
                 power.check_range(y, energy, item.tensor.columns)
             passes += 1
             return y
@@ -177,8 +211,9 @@ class Run:
         if rows is not None:
             weights = np.ascontiguousarray(weights[:, list(rows)])
         windows = self._read(keep=False) if read_again else self._drain()
-        for window in windows:
-            self._combine_window(item, window, weights)
+        with self._memory.naming(item.tensor.name):
+            for window in windows:
+                self._combine_window(item, window, weights, self._output)
 
     def _drain(self) -> Iterator[Window]:
         """The windows that scan kept, each released when the next is asked for."""
@@ -186,14 +221,12 @@ class Run:
         for window in kept:
             yield window
             window.release()
+            self._check_stop()
 
     def _combine_window(
-        self, item: TensorPlan, window: Window, weights: NDArray[np.float64]
+        self, item: TensorPlan, window: Window, weights: NDArray[np.float64], output: Output
     ) -> None:
-        assert self._output is not None
-        dtype = self._output.dtype_of(item.tensor)
-        size = (window.end - window.begin) * ITEM_SIZE[dtype]
-        buffers = self._out_buffers(len(weights), size)
+        dtype = output.dtype_of(item.tensor)
         strips = window.strips
         if len(strips.rows) == 0:  # every weight is zero: the base, through the same rounding
             strips = Strips(
@@ -201,14 +234,75 @@ class Run:
                 strips.base, strips.base_dtype, strips.columns,
             )  # fmt: skip
             weights = np.zeros((len(weights), 1))
-        addresses = np.array([buffer.ctypes.data for buffer in buffers], np.uint64)
-        self._backend.combine(strips, weights, addresses, CODES[dtype])
-        self._output.write(item.tensor, window.begin, buffers)
+        self._turn ^= 1  # of two sets of buffers, while one is written to disk the other is filled
+        self._settle(self._turn)
+        size = (window.end - window.begin) * ITEM_SIZE[dtype]
+        results = self._memory.results(self._turn, len(weights), size)
+        self._backend.combine(strips, weights, results.addresses, CODES[dtype])
+        results.send()
+        self._written[self._turn] = output.write(item.tensor, window.begin, results.wait)
 
-    def _out_buffers(self, targets: int, size: int) -> list[NDArray[np.uint8]]:
-        """One of two alternating sets: while one is written to disk the other is filled."""
-        self._turn ^= 1
-        held = self._buffers[self._turn]
-        if len(held) < targets or held[0].size < size:
-            self._buffers[self._turn] = held = [np.empty(size, np.uint8) for _ in range(targets)]
-        return [buffer[:size] for buffer in held[:targets]]
+    def _settle(self, turn: int) -> None:
+        """Wait until what a set of buffers held last is written."""
+        written, self._written[turn] = self._written[turn], None
+        if written is not None:
+            written.result()
+
+    def finish(self) -> None:
+        """All results are written."""
+        for turn in range(2):
+            self._settle(turn)
+
+
+def run_plan(
+    plan: Plan,
+    choice: Choice,
+    steps: tuple[int, ...],
+    rank: int,
+    output: Output | None,
+    tick: Tick,
+    work: Callable[[Run, TensorPlan], None],
+    rows: Rows | None = None,
+) -> None:
+    """Do ``work`` on every tensor of the plan, with the run of the device that has it.
+
+    Each device has whole tensors and a thread, so that no byte depends on how many there are. The
+    first error stops the others at their next window.
+    """
+    allow_many_files()
+    stop = threading.Event()
+    shares = share(plan.tensors, len(choice.backends))
+
+    def one(items: Sequence[TensorPlan], backend: Backend) -> None:
+        memory = _memory(plan, backend)
+        with Run(plan, items, steps, backend, memory, rank, output, tick, rows, stop) as run:
+            for item in items:
+                work(run, item)
+            run.finish()
+
+    if len(shares) == 1:
+        one(shares[0], choice.backends[0])
+        return
+    with ThreadPoolExecutor(len(shares), thread_name_prefix="relex-device") as threads:
+        try:
+            backends = choice.backends[: len(shares)]
+            futures = [threads.submit(one, *pair) for pair in zip(shares, backends, strict=True)]
+            wait(futures, return_when=FIRST_EXCEPTION)
+        finally:  # an error there, or Ctrl-C here
+            stop.set()
+    errors = [error for future in futures if (error := future.exception()) is not None]
+    for error in sorted(errors, key=lambda error: isinstance(error, Stopped)):
+        raise error
+
+
+def _memory(plan: Plan, backend: Backend) -> Memory:
+    """Where windows go: to the processor or, which needs torch, to the backend's device."""
+    if plan.staging is None:
+        return HostMemory(plan.strip_budget, plan.io)
+    from relex_ext.backends.device import DeviceBackend
+    from relex_ext.backends.gds import Gds
+    from relex_ext.staging import DeviceMemory
+
+    assert isinstance(backend, DeviceBackend)
+    gds = Gds(required=plan.io_reason == AS_ASKED) if plan.io == "gds" else None
+    return DeviceMemory(plan.staging, backend, gds)

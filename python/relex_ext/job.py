@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -12,12 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from relex_ext import __version__, dtypes
-from relex_ext.backends import Backend, open_backend
+from relex_ext.backends import Choice
 from relex_ext.checkpoints import PathLike
-from relex_ext.engine import Run, Tick
+from relex_ext.engine import Run, Tick, run_plan
 from relex_ext.forecasts import Component, Options, Spectrum, Weights, relex, spectrum_of_gram
+from relex_ext.machine import Machine
 from relex_ext.output import SCAN, Output, check_output, check_space, target_name
-from relex_ext.plan import Plan, free_space, make_plan
+from relex_ext.plan import Plan, TensorPlan, free_space
 from relex_ext.scans import ScanFile, planned_layout
 from relex_ext.trajectory import Trajectory, folder_of
 
@@ -27,7 +29,8 @@ class Extrapolation:
     """What a run did, or with ``dry_run`` would do.
 
     ``folders``: target → the model folder written for it; ``weights``: what went into them (None
-    for a dry run without a scan); ``free_space``: bytes, where ``out`` is.
+    for a dry run without a scan); ``free_space``: bytes, where ``out`` is; ``backend``: what
+    computes, and why that.
     """
 
     out: Path
@@ -36,6 +39,7 @@ class Extrapolation:
     free_space: int
     weights: Weights | None
     record: Mapping[str, Any]
+    backend: str
 
 
 class Job:
@@ -46,21 +50,16 @@ class Job:
         trajectory: Trajectory,
         targets: tuple[float, ...],
         out: PathLike,
-        backend: str,
-        threads: int | None,
+        machine: Machine,
         dtype: str | None,
-        memory_limit: str | int | None,
-        io: str,
         overwrite: bool,
         progress: bool,
     ) -> None:
         self.trajectory = trajectory
         self.targets = targets
         self.out = Path(out)
-        self.backend = open_backend(backend, threads)
+        self.machine = machine
         self.dtype = None if dtype is None else dtypes.parse(dtype)
-        self.memory_limit = memory_limit
-        self.io = io
         self.progress = progress
         folders = [trajectory.base.folder, *(c.folder for c in trajectory.checkpoints)]
         check_output(self.out, overwrite, folders)
@@ -77,32 +76,31 @@ class Job:
     ) -> Extrapolation:
         trajectory = self.trajectory
         rows = None if weights is None else _rows_needed(weights)
-        plan = make_plan(
+        choice, plan = self.machine.lay_out(
             trajectory, targets=len(self.targets), scanned=weights is not None,
-            solver="auto" if solver == "none" else solver, rank=options.rank,
-            isa=isa_of(self.backend), memory_limit=self.memory_limit, io=self.io, dtype=self.dtype,
+            solver="auto" if solver == "none" else solver, rank=options.rank, dtype=self.dtype,
             rows_read=rows,
         )  # fmt: skip
         free = free_space(self.out)
         folders = {t: self.out / target_name(t) for t in self.targets}
         if dry_run:
-            return Extrapolation(self.out, folders, plan, free, weights, {})
+            return Extrapolation(self.out, folders, plan, free, weights, {}, str(choice))
         check_space(self.out, plan.bytes_written, free)
-        tensors: dict[str, NDArray[np.float64]] = {}
-        components: dict[str, tuple[Component, ...]] = {}
+        fitted: dict[str, tuple[NDArray[np.float64], tuple[Component, ...]]] = {}
         with ExitStack() as stack:
             tick = stack.enter_context(ProgressBar(plan.bytes_read, "relex", self.progress))
-            output = stack.enter_context(Output(self.out, trajectory, self.targets, self.dtype))
+            writers = len(choice.backends)
+            output = stack.enter_context(
+                Output(self.out, trajectory, self.targets, self.dtype, writers)
+            )
             files: list[ScanFile] = []
             if weights is None:
                 layout = planned_layout(trajectory, plan, options.rank)
                 files.append(stack.enter_context(ScanFile(output.partial / SCAN, layout)))
                 if keep is not None:
                     files.append(stack.enter_context(ScanFile.beside(keep, layout)))
-            run = stack.enter_context(
-                Run(plan, trajectory.steps, self.backend, options.rank, output, tick, rows)
-            )
-            for item in plan.tensors:
+
+            def work(run: Run, item: TensorPlan) -> None:
                 name = item.tensor.name
                 if weights is None:
                     found = run.scan(item)
@@ -110,23 +108,25 @@ class Job:
                         keep_in(file, name, found)
                     if not isinstance(found, Spectrum):
                         found = spectrum_of_gram(found, options.rank)
-                    tensors[name], components[name] = relex(
-                        found, trajectory.steps, self.targets, options
-                    )
+                    fitted[name] = relex(found, trajectory.steps, self.targets, options)
                 else:
-                    tensors[name] = np.ascontiguousarray(weights.tensors[name], np.float64)
-                    components[name] = weights.components.get(name, ())
-                run.combine(item, tensors[name])
+                    table = np.ascontiguousarray(weights.tensors[name], np.float64)
+                    fitted[name] = table, weights.components.get(name, ())
+                run.combine(item, fitted[name][0])
+
+            run_plan(plan, choice, trajectory.steps, options.rank, output, tick, work, rows)
             for file in files[:1]:  # inside the output, complete before that is published
                 file.publish()
-            done = Weights(trajectory.steps, self.targets, tensors, components)
-            record = self._record(plan, done, given)
+            done = _weights(trajectory, self.targets, fitted)
+            record = self._record(plan, choice, done, given)
             output.publish(record)
             for file in files[1:]:
                 file.publish()
-        return Extrapolation(self.out, folders, plan, free, done, record)
+        return Extrapolation(self.out, folders, plan, free, done, record, str(choice))
 
-    def _record(self, plan: Plan, weights: Weights, given: Mapping[str, Any]) -> dict[str, Any]:
+    def _record(
+        self, plan: Plan, choice: Choice, weights: Weights, given: Mapping[str, Any]
+    ) -> dict[str, Any]:
         """The contents of relex.json. Nothing in it depends on threads, memory or the clock."""
         trajectory = self.trajectory
         pairs = zip(trajectory.steps, trajectory.checkpoints, strict=True)
@@ -155,11 +155,23 @@ class Job:
             "base": str(folder_of(trajectory.base.folder)),
             "checkpoints": {str(s): str(folder_of(c.folder)) for s, c in pairs},
             "targets": {target_name(t): t for t in self.targets},
-            "options": {**given, "dtype": self.dtype, "backend": self.backend.name.split()[0]},
+            "options": {**given, "dtype": self.dtype, "backend": choice.name},
+            "devices": choice.device_names(),
             "explained_variance": pooled(weights, "explained_variance"),
             "r2": pooled(weights, "r2"),
             "tensors": tensors,
         }
+
+
+def _weights(
+    trajectory: Trajectory,
+    targets: tuple[float, ...],
+    fitted: Mapping[str, tuple[NDArray[np.float64], tuple[Component, ...]]],
+) -> Weights:
+    """In the trajectory's order: devices finish their tensors in any."""
+    names = [tensor.name for tensor in trajectory.trained]
+    tensors = {name: fitted[name][0] for name in names}
+    return Weights(trajectory.steps, targets, tensors, {name: fitted[name][1] for name in names})
 
 
 def pooled(weights: Weights, what: str) -> float | None:
@@ -186,10 +198,6 @@ def _rows_needed(weights: Weights) -> dict[str, tuple[int, ...]]:
     }
 
 
-def isa_of(backend: Backend) -> str:
-    return getattr(backend, "isa", "scalar")
-
-
 class ProgressBar:
     """A bar over bytes; entering it gives the function that advances it."""
 
@@ -205,8 +213,11 @@ class ProgressBar:
             total=self._total, desc=self._label, unit="B", unit_scale=True, unit_divisor=1024
         )
 
+        lock = threading.Lock()
+
         def tick(nbytes: int) -> None:
-            self._bar.update(nbytes)
+            with lock:  # devices tick from threads of their own
+                self._bar.update(nbytes)
 
         return tick
 

@@ -11,8 +11,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -90,8 +89,14 @@ class Output:
     """Use as a context manager: leaving it without :meth:`publish` removes every trace."""
 
     def __init__(
-        self, out: Path, trajectory: Trajectory, targets: Sequence[float], dtype: str | None
+        self,
+        out: Path,
+        trajectory: Trajectory,
+        targets: Sequence[float],
+        dtype: str | None,
+        writers: int = 1,
     ) -> None:
+        """``writers``: threads that write, one for each device that computes."""
         self.out = out.absolute()
         self._trajectory = trajectory
         self._dtype = dtype
@@ -99,8 +104,7 @@ class Output:
         self._created = make_folder(self.out.parent)
         self.partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=self.out.parent))
         self.partial.chmod(0o777 & ~_umask())
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="relex-write")
-        self._pending: deque[Future[None]] = deque()
+        self._writer = ThreadPoolExecutor(writers, thread_name_prefix="relex-write")
         self._folders = [self.partial / target_name(target) for target in targets]
         self._files: list[dict[str, SizedFile]] = []  # per target: tensor → its shard
         self._shards: list[dict[str, SizedFile]] = []  # per target: shard name → file
@@ -126,26 +130,25 @@ class Output:
         """The dtype a trained tensor is written in: the newest checkpoint's unless overridden."""
         return self._dtype or tensor.rows[-1].dtype
 
-    def write(self, tensor: Tensor, element: int, buffers: Sequence[NDArray[np.uint8]]) -> None:
-        """Write one target's buffer each, from ``element`` of the tensor on, on another thread.
+    def write(
+        self, tensor: Tensor, element: int, results: Callable[[], Sequence[NDArray[np.uint8]]]
+    ) -> Future[None]:
+        """Write one target's buffer each, from ``element`` of the tensor on, on another thread,
+        which first waits for them: ``results`` gives them.
 
-        A buffer may be used again after the second following call.
+        Returns what is done when they are written; whoever publishes has waited for all of these.
         """
         at = element * ITEM_SIZE[self.dtype_of(tensor)]
 
         def work() -> None:
-            for files, buffer in zip(self._files, buffers, strict=True):
+            for files, buffer in zip(self._files, results(), strict=True):
                 file = files[tensor.name]
                 file.write(file.layout.offsets[tensor.name] + at, buffer.data)
 
-        self._pending.append(self._writer.submit(work))
-        while len(self._pending) > 1:
-            self._pending.popleft().result()
+        return self._writer.submit(work)
 
     def publish(self, record: Mapping[str, Any]) -> None:
         """Copy what is not computed, make everything durable, and give it its name."""
-        while self._pending:
-            self._pending.popleft().result()
         for files in self._files:
             self._carry_over(files)
         for shards, folder in zip(self._shards, self._folders, strict=True):

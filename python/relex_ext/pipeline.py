@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from relex_ext.backends import open_backend
 from relex_ext.checkpoints import Checkpoints, PathLike
-from relex_ext.engine import Run
+from relex_ext.engine import Run, run_plan
 from relex_ext.errors import InputError
 from relex_ext.forecasts import Options, Spectrum, Weights, check_targets, relex
-from relex_ext.job import Extrapolation, Job, ProgressBar, isa_of, keep_in
+from relex_ext.job import Extrapolation, Job, ProgressBar, keep_in
+from relex_ext.machine import Machine
 from relex_ext.output import SCAN
-from relex_ext.plan import make_plan
+from relex_ext.plan import TensorPlan
 from relex_ext.scans import Scan, ScanFile, identities_of, planned_layout
 from relex_ext.trajectory import Trajectory, open_trajectory
 
@@ -31,7 +31,9 @@ def scan(
     rank: int = 1,
     solver: str = "gram",
     backend: str = "auto",
+    device: str | Sequence[str] | None = None,
     memory_limit: str | int | None = None,
+    device_memory: str | int | None = None,
     io: str = "auto",
     threads: int | None = None,
     overwrite: bool = False,
@@ -46,43 +48,44 @@ def scan(
         until, steps: which checkpoints to use.
         rank: pairs to find where ``solver`` is ``"power"``.
         solver: ``"gram"``, ``"power"`` (T × rank numbers a tensor instead of T²) or ``"auto"``.
-        backend, memory_limit, io, threads: see :func:`extrapolate`.
+        backend, device, memory_limit, device_memory, io, threads: see :func:`extrapolate`.
 
     Raises:
         RelexError: input that does not fit together, or an output that exists.
     """
     options = Options(rank=rank)
     trajectory = open_trajectory(base, checkpoints, until, steps)
-    engine = open_backend(backend, threads)
-    plan = make_plan(
-        trajectory, targets=0, scanned=False, solver=solver, rank=options.rank,
-        isa=isa_of(engine), memory_limit=memory_limit, io=io,
-    )  # fmt: skip
+    machine = Machine(backend, device, threads, memory_limit, device_memory, io)
+    choice, plan = machine.lay_out(
+        trajectory, targets=0, scanned=False, solver=solver, rank=options.rank
+    )
     if out is not None and Path(out).exists():
         if not overwrite:
             raise InputError(f"{out}: exists already; choose another file or pass overwrite")
         Scan.load(out)  # refuses what is not a scan: overwrite replaces only what relex wrote
-    grams: dict[str, NDArray[np.float64]] = {}
-    spectra: dict[str, Spectrum] = {}
+    found: dict[str, NDArray[np.float64] | Spectrum] = {}
     with ExitStack() as stack:
         tick = stack.enter_context(ProgressBar(plan.bytes_read, "scan", progress))
         file = None
         if out is not None:
             layout = planned_layout(trajectory, plan, rank)
             file = stack.enter_context(ScanFile.beside(Path(out), layout))
-        run = stack.enter_context(Run(plan, trajectory.steps, engine, rank, None, tick))
-        for item in plan.tensors:
-            found = run.scan(item)
+
+        def work(run: Run, item: TensorPlan) -> None:
+            result = run.scan(item)
             if file is not None:
-                keep_in(file, item.tensor.name, found)
-            elif isinstance(found, Spectrum):
-                spectra[item.tensor.name] = found
+                keep_in(file, item.tensor.name, result)
             else:
-                grams[item.tensor.name] = found
+                found[item.tensor.name] = result
+
+        run_plan(plan, choice, trajectory.steps, rank, None, tick, work)
         if file is not None:
             file.publish()
     if out is not None:
         return Scan.load(out)
+    ordered = [(item.tensor.name, found[item.tensor.name]) for item in plan.tensors]
+    grams = {name: one for name, one in ordered if not isinstance(one, Spectrum)}
+    spectra = {name: one for name, one in ordered if isinstance(one, Spectrum)}
     return Scan(trajectory.steps, grams, spectra, identities_of(trajectory))
 
 
@@ -125,8 +128,10 @@ def combine(
     out: PathLike,
     *,
     backend: str = "auto",
+    device: str | Sequence[str] | None = None,
     dtype: str | None = None,
     memory_limit: str | int | None = None,
+    device_memory: str | int | None = None,
     io: str = "auto",
     threads: int | None = None,
     overwrite: bool = False,
@@ -139,9 +144,8 @@ def combine(
     trajectory = open_trajectory(base, checkpoints, steps=weights.steps, least=1)
     targets = check_targets(weights.targets)
     _check_weights(trajectory, weights)
-    job = Job(
-        trajectory, targets, out, backend, threads, dtype, memory_limit, io, overwrite, progress
-    )
+    machine = Machine(backend, device, threads, memory_limit, device_memory, io)
+    job = Job(trajectory, targets, out, machine, dtype, overwrite, progress)
     return job.run(Options(), "none", weights=weights, given={"weights": "given"})
 
 
@@ -156,8 +160,10 @@ def extrapolate(
     rank: int = 1,
     solver: str = "auto",
     backend: str = "auto",
+    device: str | Sequence[str] | None = None,
     dtype: str | None = None,
     memory_limit: str | int | None = None,
+    device_memory: str | int | None = None,
     io: str = "auto",
     threads: int | None = None,
     time_axis: str = "step",
@@ -178,10 +184,18 @@ def extrapolate(
         until, steps: use the checkpoints up to a step, or exactly these.
         rank: how many singular directions to extrapolate, each along its own line.
         solver: ``"gram"``, ``"power"`` (block power iteration) or ``"auto"``, the cheaper one.
-        backend: ``"cpu"``, ``"reference"`` (numpy float64) or ``"auto"``.
+        backend: ``"cpu"``, ``"cuda"``, ``"triton"``, ``"reference"`` (numpy float64) or ``"auto"``:
+            cuda where it is built and there is a GPU, else triton, else cpu. What it chose is
+            logged (logger ``relex_ext``, INFO).
+        device: ``"cuda:1"``, or several, ``"cuda:0,cuda:2"``, each with a part of the tensors; by
+            default all GPUs that torch sees.
         dtype: of the weights written; by default each tensor's in the newest checkpoint.
         memory_limit: bytes or ``"2GiB"`` for strips and buffers; half of what is free by default.
-        io: ``"mmap"``, ``"pread"`` or ``"auto"``.
+            With a GPU it bounds the pinned memory through which they pass.
+        device_memory: the same for strips, buffers and scratch on each GPU; 80 % of what is free
+            there by default.
+        io: ``"mmap"``, ``"pread"`` or ``"auto"``; with a GPU ``"pread"``, ``"gds"`` (GPUDirect
+            Storage) or ``"auto"``.
         threads: of the arithmetic; by default every processor this process may use.
         time_axis, step_scale: see :func:`forecast`.
         scan: a scan of these checkpoints, or its file: then no shard is read to scan. A file that
@@ -214,9 +228,8 @@ def extrapolate(
             raise InputError(
                 f"scan: {keep}: expected a path outside {out}, which keeps its own {SCAN}"
             )
-    job = Job(
-        trajectory, targets, out, backend, threads, dtype, memory_limit, io, overwrite, progress
-    )
+    machine = Machine(backend, device, threads, memory_limit, device_memory, io)
+    job = Job(trajectory, targets, out, machine, dtype, overwrite, progress)
     return job.run(options, solver, weights=weights, given=given, keep=keep, dry_run=dry_run)
 
 

@@ -1,14 +1,8 @@
-"""What a run will do before it does it: windows, passes, bytes, memory. All from headers.
-
-A tensor is read in windows of whole segments, all its checkpoints side by side. When every window
-of a tensor fits the memory limit together, they stay between scan and combine and the tensor is
-read once; otherwise twice.
-"""
+"""What a run will do before it does it: windows, passes, bytes, memory. All from headers."""
 
 from __future__ import annotations
 
-import os
-import re
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,31 +12,34 @@ from relex_ext import _core
 from relex_ext.checkpoints import TensorEntry
 from relex_ext.dtypes import ITEM_SIZE
 from relex_ext.errors import InputError
+from relex_ext.files import choose_device_io, choose_io
 from relex_ext.power import block_size
+from relex_ext.room import Demand, DeviceRoom, Devices, HostRoom, Staging, cut
+from relex_ext.sizes import parse_bytes
 from relex_ext.trajectory import Tensor, Trajectory
 
 SOLVERS = ("auto", "gram", "power")
-IOS = ("auto", "mmap", "pread")
-WINDOW_BYTES = 256 << 20
-"""A window's size where memory allows: enough segments to keep many threads busy."""
-
-WINDOWS_AHEAD = 3
-"""A memory limit holds at least this many windows: one read, one computed on, one in between."""
 
 POWER_PASSES = 4
 """Passes power iteration takes for the cost model: the most that any tensor of the real run in
 examples/tiny_grpo needs, at T from 50 to 200 (most need 3; benchmarks/bench_solver.py)."""
 
-GRAM_RATE = {"scalar": 16.0, "avx2": 57.0, "avx512": 95.0, "avx512bf16": 64.0}
+GRAM_RATE = {
+    "scalar": 16.0, "avx2": 57.0, "avx512": 95.0, "avx512bf16": 64.0,
+    "cuda": 989e3, "triton": 989e3,
+}  # fmt: skip
 """Measured GFLOP/s of one core's gram, and below of its power_step with four vectors. Only their
-ratio decides, and it decides the same way on every run (benchmarks/bench_solver.py)."""
+ratio decides, and it decides the same way on every run (benchmarks/bench_solver.py). The GPUs' are
+not measured: an H100's published peaks, of the tensor cores in bf16 here, of fp32 below."""
 
-POWER_RATE = {"scalar": 9.0, "avx2": 37.0, "avx512": 51.0, "avx512bf16": 49.0}
+POWER_RATE = {
+    "scalar": 9.0, "avx2": 37.0, "avx512": 51.0, "avx512bf16": 49.0,
+    "cuda": 67e3, "triton": 67e3,
+}  # fmt: skip
 
-FOLIO = 2 << 20
-"""The largest piece of a file that one page fault maps."""
-
-_REMOTE = re.compile(r"nfs|cifs|smb|fuse|lustre|gpfs|beegfs|ceph|9p|virtiofs|afs|glusterfs")
+MEMORY_RATE = {"cuda": 3350.0, "triton": 3350.0}
+"""GB/s, as published of the same GPU. There a pass takes at least the time to read 16-bit rows;
+the processors' rates above have it in them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,81 +65,17 @@ class Plan:
     io_reason: str
     memory_limit: int
     strip_budget: int
-    """Bytes of windows in memory at any time."""
+    """Bytes of windows in this process's memory at any time; 0 with devices."""
+    staging: Staging | None
+    """The devices' buffers, where devices compute."""
     bytes_read: int
     """From the shards, all passes; power iteration counted with its expected passes."""
     passes: float
     """bytes_read over the bytes of all strips."""
     peak_memory: int
-    """Windows and output buffers at their fullest, without the interpreter's own ~100 MB."""
+    """Windows and output buffers of this process at their fullest (pinned ones, with devices),
+    without the interpreter's own ~100 MB."""
     bytes_written: int
-
-
-def available_memory() -> int:
-    """Bytes this process can use without swapping: what the system offers, within its cgroup."""
-    available = 4 << 30
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                available = int(line.split()[1]) * 1024
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        if limit != "max":
-            available = min(available, int(limit))
-    except OSError:
-        pass  # not Linux, or no cgroup v2: the default or the system's figure stands
-    return available
-
-
-def parse_bytes(text: str | int | None) -> int:
-    """``"2GiB"``, ``"500MB"``, ``1 << 30`` → bytes; None → half of what is available."""
-    if text is None:
-        return available_memory() // 2
-    if isinstance(text, int):
-        return text
-    units = {"": 1, "K": 10, "M": 20, "G": 30, "T": 40}
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(iB|B)?\s*", text, re.IGNORECASE)
-    if not match:
-        raise InputError(f"memory_limit: expected a size like 2GiB or 500MB, found {text!r}")
-    unit = match[2].upper()
-    decimal = (match[3] or "").upper() == "B" and unit != ""
-    scale = 1000 ** "KMGT".index(unit) * 1000 if decimal else 1 << int(units[unit])
-    return int(float(match[1]) * scale)
-
-
-def choose_io(io: str, folders: Sequence[Path], strip: int) -> tuple[str, str]:
-    """(``mmap`` or ``pread``, why), for strips of up to so many bytes.
-
-    Mapped files of network file systems stall and fault badly. And the kernel maps large folios
-    whole: strips shorter than those would bring in more than the memory limit allows for.
-    """
-    if io not in IOS:
-        raise InputError(f"io: expected one of {', '.join(IOS)}, found {io}")
-    if io != "auto":
-        return io, "as asked"
-    kinds = {_file_system(folder) for folder in folders}
-    remote = sorted(kind for kind in kinds if _REMOTE.search(kind))
-    if remote:
-        return "pread", f"{remote[0]} file system"
-    if strip < FOLIO:
-        return "pread", "strips too short to map"
-    return "mmap", "local file system"
-
-
-def _file_system(folder: Path) -> str:
-    """The type of the file system that holds a folder, by the longest matching mount point."""
-    path = os.path.realpath(folder)
-    best, kind = "", "unknown"
-    try:
-        mounts = Path("/proc/self/mountinfo").read_text().splitlines()
-    except OSError:
-        return kind
-    for line in mounts:
-        left, _, right = line.partition(" - ")
-        point = left.split()[4].replace("\\040", " ")
-        inside = path == point or path.startswith(point.rstrip("/") + "/")
-        if inside and len(point) >= len(best):
-            best, kind = point, right.split()[0]
-    return kind
 
 
 def choose_solver(solver: str, isa: str, rows: int, rank: int, resident: bool) -> str:
@@ -155,8 +88,9 @@ def choose_solver(solver: str, isa: str, rows: int, rank: int, resident: bool) -
     if not resident:
         return "gram"
     k = block_size(rows, rank)
-    gram = rows * (rows + 1) / GRAM_RATE[isa]
-    power = POWER_PASSES * 4 * rows * k / POWER_RATE[isa]
+    reading = 2 * rows / MEMORY_RATE.get(isa, math.inf)
+    gram = max(rows * (rows + 1) / GRAM_RATE[isa], reading)
+    power = POWER_PASSES * max(4 * rows * k / POWER_RATE[isa], reading)
     return "power" if power < gram else "gram"
 
 
@@ -172,9 +106,11 @@ def make_plan(
     io: str = "auto",
     dtype: str | None = None,
     rows_read: Mapping[str, Sequence[int]] | None = None,
+    devices: Devices | None = None,
 ) -> Plan:
     """Lay out a run with ``targets`` outputs (0: scan only); ``scanned``: G is known already, and
-    combine reads only the ``rows_read`` of each tensor.
+    combine reads only the ``rows_read`` of each tensor; ``devices``: who computes, if not the
+    processor.
 
     Raises:
         InputError: an unknown solver or io, or a memory limit too small for three windows.
@@ -185,36 +121,23 @@ def make_plan(
     rows = len(trajectory.steps)
     if rows > _core.MAX_ROWS:
         raise InputError(f"checkpoints: expected at most {_core.MAX_ROWS}, found {rows}")
-
     out_item = {t.name: ITEM_SIZE[dtype or t.rows[-1].dtype] for t in trajectory.trained}
-    columns = {t.name: _bytes_per_column(t) for t in trajectory.trained}
-    # Per column: its strips, and two output buffers per target (one filled, one written).
-    widest = max((columns[n] + 2 * targets * out_item[n] for n in columns), default=1)
-    smallest = WINDOWS_AHEAD * widest * _core.SEGMENT
-    # A model smaller than three windows needs no more than itself, read whole.
-    all_strips = sum(t.nbytes for t in trajectory.trained)
-    needed = min(smallest, all_strips + 2 * targets * max(out_item.values()) * _core.SEGMENT)
-    if limit < needed:
-        raise InputError(
-            f"memory_limit: expected at least {human(needed)} for {rows} checkpoints, "
-            f"found {human(limit)}"
-        )
-    window_limit = min(WINDOW_BYTES, limit // WINDOWS_AHEAD)
-    folders = [trajectory.base.folder, *(c.folder for c in trajectory.checkpoints)]
-    io, reason = choose_io(io, folders, window_limit // (rows + 1))
-    segments = max(1, window_limit // (widest * _core.SEGMENT))
-    out_buffers = 2 * targets * max(out_item.values(), default=0) * segments * _core.SEGMENT
-    out_buffers = min(out_buffers, 2 * targets * max(t.columns for t in trajectory.trained) * 4)
-    budget = limit - out_buffers
+    demand = Demand(trajectory.trained, rows, targets, block_size(rows, rank), out_item)
+    room: HostRoom | DeviceRoom
+    if devices is None:
+        room = HostRoom(demand, limit)
+        folders = [trajectory.base.folder, *(c.folder for c in trajectory.checkpoints)]
+        io, reason = choose_io(io, folders, room.window_limit // (rows + 1))
+        room.mapped = io == "mmap"
+    else:
+        io, reason = choose_device_io(io, devices.no_gds)
+        room = DeviceRoom(demand, limit, devices)
 
     plans = []
     read = written = 0
     for tensor in trajectory.trained:
-        per_column = columns[tensor.name] + 2 * targets * out_item[tensor.name]
-        window = max(1, window_limit // (per_column * _core.SEGMENT)) * _core.SEGMENT
-        entries = [tensor.base, *tensor.rows]
-        sizes = [window_bytes(entries, e - b, io == "mmap") for b, e in cut(tensor, window)]
-        fits = sum(sizes) <= budget
+        window = room.columns(tensor)
+        fits = room.holds(tensor, window)
         resident = fits and targets > 0 and not scanned
         kind = "none" if scanned else choose_solver(solver, isa, rows, rank, fits)
         if kind == "power" and fits:
@@ -224,6 +147,7 @@ def make_plan(
         combine_passes = 1 if targets and not (resident and not scanned) else 0
         read += tensor.nbytes * scan_passes
         if combine_passes:
+            entries = [tensor.base, *tensor.rows]
             used = entries if rows_read is None else _used(tensor, rows_read[tensor.name])
             read += sum(entry.nbytes for entry in used)
         written += targets * tensor.columns * out_item[tensor.name]
@@ -233,30 +157,26 @@ def make_plan(
         io=io,
         io_reason=reason,
         memory_limit=limit,
-        strip_budget=budget,
+        strip_budget=room.budget if isinstance(room, HostRoom) else 0,
+        staging=room.staging if isinstance(room, DeviceRoom) else None,
         bytes_read=read,
-        passes=read / all_strips if all_strips else 0.0,
-        peak_memory=min(budget, all_strips) + out_buffers,
+        passes=read / demand.strip_bytes if demand.strip_bytes else 0.0,
+        peak_memory=room.peak_memory,
         bytes_written=written + targets * carried,
     )
 
 
-def cut(tensor: Tensor, window: int) -> list[tuple[int, int]]:
-    """(begin, end) columns of a tensor's windows."""
-    n = tensor.columns
-    return [(c, min(c + window, n)) for c in range(0, n, window)]
-
-
-def window_bytes(entries: Sequence[TensorEntry], columns: int, mapped: bool) -> int:
-    """Memory that a window of so many columns of these entries takes."""
-    size = columns * sum(ITEM_SIZE[entry.dtype] for entry in entries)
-    return size if mapped else buffer_size(size)
-
-
-def buffer_size(size: int) -> int:
-    """Rounded up to an eighth of its power of two, so that buffers of like sizes can be swapped."""
-    step = max(4096, 1 << max(0, size.bit_length() - 4))
-    return -(-size // step) * step
+def share(tensors: Sequence[TensorPlan], devices: int) -> list[list[TensorPlan]]:
+    """Whole tensors to each device, about the same bytes to all: the largest first, each to the
+    device that has the least so far. A device's are in the plan's order; none goes without."""
+    loads = [0] * devices
+    taken: list[list[int]] = [[] for _ in range(devices)]
+    sizes = [item.tensor.nbytes for item in tensors]
+    for i in sorted(range(len(tensors)), key=lambda i: (-sizes[i], i)):
+        least = loads.index(min(loads))
+        loads[least] += sizes[i]
+        taken[least].append(i)
+    return [[tensors[i] for i in sorted(indices)] for indices in taken if indices]
 
 
 def free_space(folder: Path) -> int:
@@ -267,18 +187,5 @@ def free_space(folder: Path) -> int:
     return shutil.disk_usage(place).free
 
 
-def human(size: float) -> str:
-    """1536 → ``"1.5 KiB"``."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(size) < 1024:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.2f} TiB"
-
-
 def _used(tensor: Tensor, rows: Sequence[int]) -> list[TensorEntry]:
     return [tensor.base, *(tensor.rows[t] for t in rows)]
-
-
-def _bytes_per_column(tensor: Tensor) -> int:
-    return ITEM_SIZE[tensor.base.dtype] + sum(ITEM_SIZE[row.dtype] for row in tensor.rows)

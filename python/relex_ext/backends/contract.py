@@ -8,6 +8,12 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from relex_ext.errors import RelexError
+
+
+class BackendError(RelexError):
+    """Who computes failed, or its memory ran out: one line."""
+
 
 @dataclass(frozen=True, slots=True)
 class Strips:
