@@ -87,6 +87,9 @@ class Lane:
         with self._lock:
             return self._done >= count
 
+    def reached_all(self) -> bool:
+        return self.reached(self._queued)
+
     def finish(self) -> None:
         self.reach(self._queued)
 
@@ -159,9 +162,9 @@ class LazyAccelerator(Processor):
     def copy(self, stream: Lane, to: torch.Tensor, source: torch.Tensor) -> None:
         stream.add(lambda: to.copy_(source))
 
-    def settle(self) -> None:
-        for lane in self._lanes:
-            lane.finish()
+    def at_rest(self) -> bool:
+        """Nothing is put off any more."""
+        return all(lane.reached_all() for lane in self._lanes)
 
 
 # ---- their choice ------------------------------------------------------------------------------

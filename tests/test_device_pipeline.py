@@ -6,13 +6,16 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 import re
 import signal
 import threading
 import time
+import weakref
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +37,7 @@ from relex_ext import (
     files,
     output,
     scan,
+    staging,
 )
 from relex_ext.backends import device
 from relex_ext.backends.device import DeviceBackend, Processor
@@ -465,6 +469,65 @@ def test_a_failing_read(
     with pytest.raises(InputError, match=r"checkpoint-20.*: tensor .*: cannot be read: Input/out"):
         go(run, tmp_path / "new" / "out", backend=backend, **limits)
     assert listing(tmp_path) == before
+
+
+def test_a_loader_that_comes_late_finds_a_slot(
+    run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Windows behind it have failed meanwhile, more of them than there are slots."""
+    backend = install(monkeypatch, processor)
+    real, turn = staging.DeviceMemory.load, itertools.count()
+
+    def late(self: staging.DeviceMemory, *args: Any) -> Any:
+        if next(turn) == 0:
+            time.sleep(0.3)
+        return real(self, *args)
+
+    def stuck(*_: object) -> None:
+        raise AssertionError("it waits for a slot that nobody gives back")
+
+    monkeypatch.setattr(staging.DeviceMemory, "load", late)
+    monkeypatch.setattr(_core, "read", lambda *_: (2, 5))
+    signal.signal(signal.SIGALRM, stuck)
+    signal.alarm(20)
+    try:
+        with pytest.raises(InputError, match="cannot be read"):
+            go(run, tmp_path / "out", backend=backend, memory_limit=least(run, "memory_limit"))
+    finally:
+        signal.alarm(0)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_nothing_is_under_way_and_memory_is_given_back(
+    run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    """When a run ends, and without a garbage collection."""
+    made: list[LazyAccelerator] = []
+    memories: list[weakref.ref[staging.DeviceMemory]] = []
+
+    def make() -> DeviceBackend:
+        made.append(LazyAccelerator())
+        return ProcessorBackend(made[-1])
+
+    real, turn = staging.DeviceMemory.load, itertools.count()
+
+    def load(self: staging.DeviceMemory, *args: Any) -> Any:
+        memories.append(weakref.ref(self))
+        if fails and next(turn) == 4:
+            raise InputError("broken")
+        return real(self, *args)
+
+    monkeypatch.setattr(staging.DeviceMemory, "load", load)
+    backend = install(monkeypatch, make, devices=2)
+    gc.disable()
+    try:
+        with pytest.raises(InputError) if fails else nullcontext():
+            go(run, tmp_path / "out", backend=backend)
+        assert len(made) == 2 and all(device.at_rest() for device in made)
+        left = [memory for memory in memories if memory() is not None]
+        assert memories and (fails or not left), "a traceback may hold some"
+    finally:
+        gc.enable()
 
 
 class Breaking(ProcessorBackend):

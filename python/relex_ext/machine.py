@@ -56,6 +56,7 @@ class Machine:
             memory = min(backend.accelerator.usable_memory() for backend in backends)
         else:
             memory = parse_bytes(self.device_memory, "device_memory")
-        no_gds = gds.unavailable() if self.io in ("auto", "gds") else None
+        kind = backends[0].device.type
+        no_gds = "not asked for" if self.io == "pread" else gds.unavailable(kind)
         names = tuple(str(backend.device) for backend in backends)
         return Devices(names, memory, backends[0].workspace_bytes, no_gds)

@@ -31,7 +31,7 @@ WINDOWS_AHEAD = 3
 """A memory limit holds at least this many windows: one read, one computed on, one in between."""
 
 SLOTS = 12
-"""Pinned slots at most: one for each of a device's loading threads (windows.DEVICE_LOADERS), the
+"""Pinned slots at most: one for each of a device's loading threads (staging.LOADERS), the
 others on the bus or queued for it. More would only hold memory."""
 
 ALIGNMENT = 256

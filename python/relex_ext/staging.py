@@ -207,8 +207,9 @@ class DeviceMemory:
         self._slots.close()
 
     def close(self) -> None:
-        """Memory that a copy still uses must not be given back."""
-        self._device.settle()
+        """Memory that a copy still uses must not be given back; what none uses, at once."""
+        self._device.settle(self._inward, self._compute, self._outward)
+        self._results = [None, None]  # they know this object: only a collection would end them
 
 
 class DeviceResults:

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from relex_ext.backends.contract import BackendError
+from relex_ext.errors import InputError
 from relex_ext.sizes import available_memory, human
 
 
@@ -66,7 +67,12 @@ class Accelerator:
     def usable_memory(self) -> int:
         """Bytes that a run may use unless it is told otherwise: most of what is free."""
         self._runtime.empty_cache()  # what earlier work left in torch's cache is free
-        free, _ = self._runtime.mem_get_info(self.device)
+        try:
+            free, _ = self._runtime.mem_get_info(self.device)
+        except RuntimeError as error:  # not every XPU driver tells
+            raise InputError(
+                f"device_memory: has to be given for {self.device}: {_line(error)}"
+            ) from error
         return int(free * 0.8)
 
     def empty(self, nbytes: int) -> torch.Tensor:
@@ -122,10 +128,11 @@ class Accelerator:
         with self.on(stream):
             to.copy_(source, non_blocking=True)
 
-    def settle(self) -> None:
-        """Wait for all that has been queued, however it ended."""
+    def settle(self, *streams: Any) -> None:
+        """Wait for all that has been queued on them, however it ended."""
         try:
-            self._runtime.synchronize(self.device)
+            for stream in streams:
+                self.record(stream).synchronize()
         except RuntimeError:
             pass  # a device that failed: whoever waited for a result has been told
 

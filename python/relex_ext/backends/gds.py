@@ -20,12 +20,14 @@ class GdsError(Exception):
     """A read that did not happen, in one line."""
 
 
-def unavailable() -> str | None:
-    """Why GPUDirect Storage cannot be had here, or None.
+def unavailable(device: str) -> str | None:
+    """Why GPUDirect Storage cannot be had for a device of that kind, or None.
 
     KvikIO's compatibility mode does not count: it reads through a buffer of its own, which pinned
     slots do better.
     """
+    if device != "cuda":
+        return "GPUDirect Storage is for NVIDIA's GPUs"
     if find_spec("kvikio") is None:
         return "kvikio is not installed (pip install relex_ext[gds])"
     try:

@@ -559,11 +559,7 @@ def combine_block(
             values = _values(address, dtype, at, (at < columns) & (t < rows), ROWS, ALIGN)
             delta = values.to(WIDE) - base.to(WIDE)
             weight = tl.load(weights + t * TARGETS + q)
-            sums = tl.fma(
-                tl.broadcast_to(delta[None, :], [TARGETS, BLOCK]),
-                tl.broadcast_to(weight[:, None], [TARGETS, BLOCK]),
-                sums,
-            )
+            sums = tl.fma(delta[None, :], weight[:, None], sums)
     to = tl.load(out + q, mask=q < targets, other=0)
     mask = (q < targets)[:, None] & (at < columns)[None, :]
     base = tl.broadcast_to(base[None, :], [TARGETS, BLOCK])
@@ -602,6 +598,9 @@ def _tuned(kernel: Any) -> Any:
     return triton.autotune(_COMBINE_CONFIGS, key=key)(kernel)
 
 
+# Where a product and a sum are to be fused, the kernels say so.
+_OPTIONS = {"enable_fp_fusion": False}
+
 _TUNE_FROM = 1 << 20  # columns: what takes less is not worth the timing, nor fit for it
 _WORKSPACE = 64 << 20  # bytes; one part of many rows may need more
 _GRID_Y = 65535
@@ -626,7 +625,8 @@ class Rows:
 
     @property
     def constants(self) -> dict[str, int]:
-        return {"ROWS": self.dtype, "BASE": self.base_dtype, "ALIGN": self.align}
+        """What every kernel over the strips is compiled for."""
+        return {"ROWS": self.dtype, "BASE": self.base_dtype, "ALIGN": self.align, **_OPTIONS}
 
     @property
     def stages(self) -> int:
@@ -665,7 +665,7 @@ def _add_up(partials: torch.Tensor, sums: torch.Tensor, parts: int, lower: bool 
     size, block = sums.numel(), 64
     add_parts[(triton.cdiv(size, block),)](
         partials, sums, size, sums.shape[0], parts,
-        LOWER=lower, BLOCK=block, TOGETHER=16, num_warps=2,
+        LOWER=lower, BLOCK=block, TOGETHER=16, num_warps=2, **_OPTIONS,
     )  # fmt: skip
 
 
