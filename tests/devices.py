@@ -121,7 +121,7 @@ class LazyAccelerator(Processor):
     def usable_memory(self) -> int:
         return self._memory
 
-    def empty(self, nbytes: int) -> torch.Tensor:
+    def empty(self, nbytes: int, stream: Lane) -> torch.Tensor:
         self.taken += nbytes
         return self._hold(torch.full((nbytes,), 0xFF, dtype=torch.uint8))
 
@@ -145,6 +145,10 @@ class LazyAccelerator(Processor):
         before, self._here.lane = getattr(self._here, "lane", None), stream
         yield
         self._here.lane = before
+
+    def current_stream(self) -> Lane:
+        lane: Lane = self._here.lane
+        return lane
 
     def launch(self, work: Callable[[], None]) -> None:
         """A kernel, on the current stream."""

@@ -110,7 +110,7 @@ def test_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
             "gds",
             "io: gds: GPUDirect Storage is for NVIDIA's GPUs; a GPU can have pread here",
         ),
-        ("test", "mmap", "io: mmap is for the processor; a GPU can have pread$"),
+        ("test", "mmap", r"io: mmap is for the processor \(backend cpu\); a GPU can have pread$"),
         ("test", "direct", "io: expected one of auto, mmap, pread, gds, found direct"),
         ("cpu", "gds", "io: gds reads into a GPU's memory; the processor can have mmap or pread"),
     ],

@@ -1,34 +1,33 @@
 """The pipeline on devices that this processor stands in for: the same bytes as on the processor.
 
-``processor`` does everything at once, ``lazy`` nothing before somebody waits for it (devices.py),
-``cuda`` runs the CUDA kernels compiled for the processor, on either of them.
+``processor`` does everything at once, ``lazy`` nothing before somebody waits for it (devices.py).
 """
 
 from __future__ import annotations
 
-import gc
 import itertools
-import os
-import re
-import signal
-import threading
 import time
-import weakref
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
-from devices import CPU, LazyAccelerator, ProcessorBackend, install
-from folders import MODEL, SHARDS, RunFolder, Spec, digest, listing, make_run, raw, write_model
+from device_runs import (
+    MAKERS,
+    TRAINED,
+    go,
+    lazy,
+    least,
+    make_big_run,
+    processor,
+    weights_of,
+)
+from devices import LazyAccelerator, ProcessorBackend, install
+from folders import RunFolder, digest, raw, write_model
 from relex_ext import (
-    Extrapolation,
     InputError,
-    RelexError,
     Scan,
     Weights,
     _core,
@@ -37,83 +36,13 @@ from relex_ext import (
     files,
     output,
     scan,
-    staging,
 )
-from relex_ext.backends import device
-from relex_ext.backends.device import DeviceBackend, Processor
-from relex_ext.sizes import parse_bytes
-
-BIG = {**MODEL, "model.big": Spec((12, 70_001)), "model.wide": Spec((70_001,), "F32", ("F32",))}
-"""Tensors of several segments, so that there is something to cut."""
-
-TRAINED = [n for n, s in BIG.items() if s.kind != "integer"]
-
-TARGETS = (100, 62.5)
-
-Make = Callable[[], DeviceBackend]
-
-
-def processor() -> DeviceBackend:
-    return ProcessorBackend()
-
-
-def lazy() -> DeviceBackend:
-    return ProcessorBackend(LazyAccelerator())
-
-
-MAKERS: dict[str, Make] = {"processor": processor, "lazy": lazy}
+from relex_ext.backends.device import DeviceBackend
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    shards = (*SHARDS, ("model.big", "model.wide"))
-    return make_run(tmp_path_factory.mktemp("devices"), model=BIG, shards=shards)
-
-
-@pytest.fixture(autouse=True)
-def no_thread_stays() -> Any:
-    before = set(threading.enumerate())
-    yield
-    left = [t for t in threading.enumerate() if t not in before and t.name.startswith("relex")]
-    assert not left
-
-
-def go(run: RunFolder, out: Path, targets: Any = TARGETS, **options: Any) -> Extrapolation:
-    return extrapolate(run.base, run.checkpoints, targets, out, progress=False, **options)
-
-
-def weights_of(out: Path) -> dict[str, str]:
-    """Digests of everything but relex.json and the scan, which name folders and options."""
-    return {n: d for n, d in digest(out).items() if n.startswith("step_")}
-
-
-SMALLEST: dict[str, int] = {}
-
-
-def least(run: RunFolder, option: str, **options: Any) -> int:
-    """The smallest limit that a plan accepts, found by bisection from the one an error names."""
-    key = f"{run.base} {option} {options} {device.count_devices('cpu')}"
-    if key not in SMALLEST:
-        with pytest.raises(InputError, match=f"{option}: expected at least") as caught:
-            plan_with(run, option, 1, options)
-        found = re.search(r"at least (\S+ \S+) ", str(caught.value))
-        assert found is not None
-        top = parse_bytes(found[1])
-        plan_with(run, option, top, options)
-        bottom = int(top * 0.8)
-        while top - bottom > 1:
-            middle = (top + bottom) // 2
-            try:
-                plan_with(run, option, middle, options)
-                top = middle
-            except InputError:
-                bottom = middle
-        SMALLEST[key] = top
-    return SMALLEST[key]
-
-
-def plan_with(run: RunFolder, option: str, limit: int, options: dict[str, Any]) -> None:
-    go(run, Path("never"), dry_run=True, backend="test", **{**options, option: limit})
+    return make_big_run(tmp_path_factory.mktemp("devices"))
 
 
 @pytest.fixture(scope="module")
@@ -423,201 +352,3 @@ def test_chosen_devices(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None
     for asked, count in (("cpu:1", 1), ("cpu:0,cpu:2", 2), (["cpu:2", "cpu:1"], 2), (None, 3)):
         plan = go(run, Path("x"), dry_run=True, backend=backend, device=asked).plan
         assert len(plan.staging.devices) == count
-
-
-@pytest.mark.parametrize("devices", [1, 2])
-@pytest.mark.parametrize("step", [20, None])
-def test_a_bad_tensor_stops_all(
-    run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, devices: int, step: int | None
-) -> None:
-    copy = make_run(tmp_path / "copy", model=BIG)
-    name = "model.layers.0.norm.bias"
-    folder = copy.base if step is None else copy.folder(step)
-    tensors = copy.base_tensors if step is None else copy.step_tensors[step]
-    write_model(folder, {**tensors, name: raw(np.full(97, 0x7E00, np.uint16), "F16")})
-    backend = install(monkeypatch, lazy, devices=devices)
-    before = listing(tmp_path)
-    with pytest.raises(InputError, match=f"tensor {name}: NaN or Inf in step"):
-        go(copy, tmp_path / "new" / "out", backend=backend)
-    assert listing(tmp_path) == before
-
-
-# ---- failures ----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("make", MAKERS)
-@pytest.mark.parametrize("devices", [1, 2])
-@pytest.mark.parametrize("after", [0, 5, 40])
-def test_a_failing_read(
-    run: RunFolder,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    make: str,
-    devices: int,
-    after: int,
-) -> None:
-    """Every read from one on fails, with the smallest ring: no loader may keep a slot."""
-    backend = install(monkeypatch, MAKERS[make], devices=devices)
-    limits = {option: least(run, option) for option in ("device_memory", "memory_limit")}
-    real, turn = _core.read, itertools.count()
-
-    def failing(*args: Any) -> tuple[int, int]:
-        return real(*args) if next(turn) < after else (2, 5)  # EIO
-
-    monkeypatch.setattr(_core, "read", failing)
-    before = listing(tmp_path)
-    with pytest.raises(InputError, match=r"checkpoint-20.*: tensor .*: cannot be read: Input/out"):
-        go(run, tmp_path / "new" / "out", backend=backend, **limits)
-    assert listing(tmp_path) == before
-
-
-def test_a_loader_that_comes_late_finds_a_slot(
-    run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Windows behind it have failed meanwhile, more of them than there are slots."""
-    backend = install(monkeypatch, processor)
-    real, turn = staging.DeviceMemory.load, itertools.count()
-
-    def late(self: staging.DeviceMemory, *args: Any) -> Any:
-        if next(turn) == 0:
-            time.sleep(0.3)
-        return real(self, *args)
-
-    def stuck(*_: object) -> None:
-        raise AssertionError("it waits for a slot that nobody gives back")
-
-    monkeypatch.setattr(staging.DeviceMemory, "load", late)
-    monkeypatch.setattr(_core, "read", lambda *_: (2, 5))
-    signal.signal(signal.SIGALRM, stuck)
-    signal.alarm(20)
-    try:
-        with pytest.raises(InputError, match="cannot be read"):
-            go(run, tmp_path / "out", backend=backend, memory_limit=least(run, "memory_limit"))
-    finally:
-        signal.alarm(0)
-
-
-@pytest.mark.parametrize("fails", [False, True])
-def test_nothing_is_under_way_and_memory_is_given_back(
-    run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: bool
-) -> None:
-    """When a run ends, and without a garbage collection."""
-    made: list[LazyAccelerator] = []
-    memories: list[weakref.ref[staging.DeviceMemory]] = []
-
-    def make() -> DeviceBackend:
-        made.append(LazyAccelerator())
-        return ProcessorBackend(made[-1])
-
-    real, turn = staging.DeviceMemory.load, itertools.count()
-
-    def load(self: staging.DeviceMemory, *args: Any) -> Any:
-        memories.append(weakref.ref(self))
-        if fails and next(turn) == 4:
-            raise InputError("broken")
-        return real(self, *args)
-
-    monkeypatch.setattr(staging.DeviceMemory, "load", load)
-    backend = install(monkeypatch, make, devices=2)
-    gc.disable()
-    try:
-        with pytest.raises(InputError) if fails else nullcontext():
-            go(run, tmp_path / "out", backend=backend)
-        assert len(made) == 2 and all(device.at_rest() for device in made)
-        left = [memory for memory in memories if memory() is not None]
-        assert memories and (fails or not left), "a traceback may hold some"
-    finally:
-        gc.enable()
-
-
-class Breaking(ProcessorBackend):
-    """Its n-th kernel fails as a device's would."""
-
-    def __init__(self, count: int, error: BaseException) -> None:
-        super().__init__(LazyAccelerator())
-        self._left, self._error = count, error
-
-    def _launch(self, work: Callable[[], None]) -> None:
-        self._left -= 1
-        if self._left == 0:
-            raise self._error
-        super()._launch(work)
-
-
-OUT_OF_MEMORY = torch.OutOfMemoryError(
-    "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 79.11 GiB of "
-    "which 3.00 MiB is free.\nMore."
-)
-
-
-@pytest.mark.parametrize("devices", [1, 2])
-@pytest.mark.parametrize("count", [1, 7])
-@pytest.mark.parametrize(
-    ("error", "message"),
-    [
-        (
-            OUT_OF_MEMORY,
-            r"tensor .*: cpu: out of memory \(20\.00 MiB more were needed\); lower device_memory, "
-            r"now 512\.0 MiB",
-        ),
-        (RuntimeError("CUDA error: an illegal\nthing"), "tensor .*: cpu: CUDA error: an illegal$"),
-    ],
-)
-def test_a_failing_kernel(
-    run: RunFolder,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    devices: int,
-    count: int,
-    error: BaseException,
-    message: str,
-) -> None:
-    backend = install(monkeypatch, lambda: Breaking(count, error), devices=devices)
-    before = listing(tmp_path)
-    with pytest.raises(RelexError, match=message) as caught:
-        go(run, tmp_path / "new" / "out", backend=backend, device_memory="512MiB")
-    assert "\n" not in str(caught.value)
-    assert listing(tmp_path) == before
-
-
-@pytest.mark.parametrize("count", [1, 2, 4])
-def test_memory_that_is_not_there(
-    run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
-) -> None:
-    """A buffer that cannot be had after all, on whichever thread asks for it."""
-
-    class Short(Processor):
-        left = count
-
-        def empty(self, nbytes: int) -> torch.Tensor:
-            self.left -= 1
-            if self.left < 0:
-                raise OUT_OF_MEMORY
-            return super().empty(nbytes)
-
-    backend = install(monkeypatch, lambda: ProcessorBackend(Short(CPU)))
-    with pytest.raises(RelexError, match="out of memory"):
-        go(run, tmp_path / "out", backend=backend, device_memory=least(run, "device_memory"))
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize("make", MAKERS)
-@pytest.mark.parametrize("devices", [1, 2])
-def test_interrupt(
-    run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: str, devices: int
-) -> None:
-    backend = install(monkeypatch, MAKERS[make], devices=devices)
-    limit = least(run, "device_memory")
-    real, turn = files.Files.read, itertools.count()
-
-    def interrupting(self: files.Files, *args: Any) -> None:
-        if next(turn) == 20:
-            os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(0.002)
-        real(self, *args)
-
-    monkeypatch.setattr(files.Files, "read", interrupting)
-    before = listing(tmp_path)
-    with pytest.raises(KeyboardInterrupt):
-        go(run, tmp_path / "new" / "out", backend=backend, device_memory=limit)
-    assert listing(tmp_path) == before

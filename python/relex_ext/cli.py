@@ -239,7 +239,8 @@ def plan_text(done: Extrapolation) -> str:
         f"{plan.io_reason})",
         "tensors": f"{len(plan.tensors)}, {resident} of them read once and kept for the writing",
         "solver": {"none": "none, the scan is given"}.get(solvers[0], " and ".join(solvers)),
-        "peak memory": f"{human(plan.peak_memory)} of strips and buffers "
+        "peak memory": f"{human(plan.peak_memory)} of "
+        f"{'pinned buffers' if staging else 'strips and buffers'} "
         f"(limit {human(plan.memory_limit)})",
     }
     if staging is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future
 from contextlib import ExitStack
 from types import TracebackType
 
@@ -13,15 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from relex_ext import power
-from relex_ext.backends import Backend, Choice, Strips
+from relex_ext.backends import Backend, Strips
 from relex_ext.dtypes import CODES, ITEM_SIZE
 from relex_ext.errors import InputError
-from relex_ext.files import AS_ASKED, allow_many_files
 from relex_ext.forecasts import Spectrum, spectrum_of_gram
 from relex_ext.output import Output
-from relex_ext.plan import Plan, TensorPlan, share
+from relex_ext.plan import TensorPlan
 from relex_ext.stream import Stream
-from relex_ext.windows import HostMemory, Memory, Pass, Window
+from relex_ext.windows import Memory, Pass, Window
 
 Tick = Callable[[int], None]
 
@@ -34,14 +33,13 @@ class Stopped(Exception):
 
 
 class Run:
-    """One run over tensors of a plan. They are taken in order: for each, :meth:`scan` unless the
-    plan has no solver for it, then :meth:`combine` if there are targets; then :meth:`finish`.
+    """One run over some of a plan's tensors. They are taken in order: for each, :meth:`scan` unless
+    the plan has no solver for it, then :meth:`combine` if there are targets; then :meth:`finish`.
     A context manager, of the thread that computes.
     """
 
     def __init__(
         self,
-        plan: Plan,
         items: Sequence[TensorPlan],
         steps: tuple[int, ...],
         backend: Backend,
@@ -53,7 +51,6 @@ class Run:
         stop: threading.Event | None = None,
     ) -> None:
         """``stop``: set by others to have this run raise :class:`Stopped` at its next window."""
-        self._plan = plan
         self._items = items
         self._steps = steps
         self._backend = backend
@@ -109,7 +106,7 @@ class Run:
         """
         if item.tensor.columns == 0:
             return self._empty(item)
-        with self._memory.naming(item.tensor.name):
+        with self._memory.reporting(f"tensor {item.tensor.name}: "):
             if item.solver == "gram":
                 return self._gram(item, self._read(item.resident))
             return self._power_kept(item) if item.resident else self._power_read(item)
@@ -211,7 +208,7 @@ class Run:
         if rows is not None:
             weights = np.ascontiguousarray(weights[:, list(rows)])
         windows = self._read(keep=False) if read_again else self._drain()
-        with self._memory.naming(item.tensor.name):
+        with self._memory.reporting(f"tensor {item.tensor.name}: "):
             for window in windows:
                 self._combine_window(item, window, weights, self._output)
 
@@ -250,59 +247,6 @@ class Run:
 
     def finish(self) -> None:
         """All results are written."""
-        for turn in range(2):
-            self._settle(turn)
-
-
-def run_plan(
-    plan: Plan,
-    choice: Choice,
-    steps: tuple[int, ...],
-    rank: int,
-    output: Output | None,
-    tick: Tick,
-    work: Callable[[Run, TensorPlan], None],
-    rows: Rows | None = None,
-) -> None:
-    """Do ``work`` on every tensor of the plan, with the run of the device that has it.
-
-    Each device has whole tensors and a thread, so that no byte depends on how many there are. The
-    first error stops the others at their next window.
-    """
-    allow_many_files()
-    stop = threading.Event()
-    shares = share(plan.tensors, len(choice.backends))
-
-    def one(items: Sequence[TensorPlan], backend: Backend) -> None:
-        memory = _memory(plan, backend)
-        with Run(plan, items, steps, backend, memory, rank, output, tick, rows, stop) as run:
-            for item in items:
-                work(run, item)
-            run.finish()
-
-    if len(shares) == 1:
-        one(shares[0], choice.backends[0])
-        return
-    with ThreadPoolExecutor(len(shares), thread_name_prefix="relex-device") as threads:
-        try:
-            backends = choice.backends[: len(shares)]
-            futures = [threads.submit(one, *pair) for pair in zip(shares, backends, strict=True)]
-            wait(futures, return_when=FIRST_EXCEPTION)
-        finally:  # an error there, or Ctrl-C here
-            stop.set()
-    errors = [error for future in futures if (error := future.exception()) is not None]
-    for error in sorted(errors, key=lambda error: isinstance(error, Stopped)):
-        raise error
-
-
-def _memory(plan: Plan, backend: Backend) -> Memory:
-    """Where windows go: to the processor or, which needs torch, to the backend's device."""
-    if plan.staging is None:
-        return HostMemory(plan.strip_budget, plan.io)
-    from relex_ext.backends.device import DeviceBackend
-    from relex_ext.backends.gds import Gds
-    from relex_ext.staging import DeviceMemory
-
-    assert isinstance(backend, DeviceBackend)
-    gds = Gds(required=plan.io_reason == AS_ASKED) if plan.io == "gds" else None
-    return DeviceMemory(plan.staging, backend, gds)
+        with self._memory.reporting():
+            for turn in range(2):
+                self._settle(turn)

@@ -62,7 +62,9 @@ def choose_device_io(io: str, no_gds: str | None) -> tuple[str, str]:
     check_io(io)
     can_be_had = "pread" if no_gds else "pread or gds"
     if io == "mmap":
-        raise InputError(f"io: mmap is for the processor; a GPU can have {can_be_had}")
+        raise InputError(
+            f"io: mmap is for the processor (backend cpu); a GPU can have {can_be_had}"
+        )
     if io == "gds" and no_gds:
         raise InputError(f"io: gds: {no_gds}; a GPU can have {can_be_had} here")
     if io == "gds":

@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from relex_ext import __version__, dtypes
 from relex_ext.backends import Choice
 from relex_ext.checkpoints import PathLike
-from relex_ext.engine import Run, Tick, run_plan
+from relex_ext.engine import Run, Tick
 from relex_ext.forecasts import Component, Options, Spectrum, Weights, relex, spectrum_of_gram
 from relex_ext.machine import Machine
 from relex_ext.output import SCAN, Output, check_output, check_space, target_name
 from relex_ext.plan import Plan, TensorPlan, free_space
+from relex_ext.runs import run_plan
 from relex_ext.scans import ScanFile, planned_layout
 from relex_ext.trajectory import Trajectory, folder_of
 

@@ -47,15 +47,15 @@ class Machine:
         )  # fmt: skip
 
     def _devices(self, choice: Choice) -> Devices | None:
+        asked = self.device_memory
+        memory = None if asked is None else parse_bytes(asked, "device_memory")
         if not choice.on_devices:
-            if self.device_memory is not None and choice.name == self.backend:
+            if memory is not None and choice.name == self.backend:
                 raise InputError(f"device_memory: backend {choice.name} computes on the processor")
             return None
         backends = choice.devices()
-        if self.device_memory is None:
+        if memory is None:
             memory = min(backend.accelerator.usable_memory() for backend in backends)
-        else:
-            memory = parse_bytes(self.device_memory, "device_memory")
         kind = backends[0].device.type
         no_gds = "not asked for" if self.io == "pread" else gds.unavailable(kind)
         names = tuple(str(backend.device) for backend in backends)

@@ -10,13 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from relex_ext.checkpoints import Checkpoints, PathLike
-from relex_ext.engine import Run, run_plan
+from relex_ext.engine import Run
 from relex_ext.errors import InputError
 from relex_ext.forecasts import Options, Spectrum, Weights, check_targets, relex
 from relex_ext.job import Extrapolation, Job, ProgressBar, keep_in
 from relex_ext.machine import Machine
 from relex_ext.output import SCAN
 from relex_ext.plan import TensorPlan
+from relex_ext.runs import run_plan
 from relex_ext.scans import Scan, ScanFile, identities_of, planned_layout
 from relex_ext.trajectory import Trajectory, open_trajectory
 

@@ -100,10 +100,12 @@ class DeviceMemory:
         self._workspace = staging.workspace
         self._limit = staging.device_limit
         self._gds = gds
+        self._giving_up = threading.Lock()
         self._files = Files(mapped=False)
         self._inward, self._compute, self._outward = (device.stream() for _ in range(3))
-        self._windows = Pool(staging.windows, partial(device.empty, staging.window_bytes))
-        self._slots = Pool(staging.slots, partial(device.pinned, staging.window_bytes))
+        size = staging.window_bytes
+        self._windows = Pool(staging.windows, partial(device.empty, size, self._inward))
+        self._slots = Pool(staging.slots, partial(device.pinned, size))
         self._results: list[DeviceResults | None] = [None, None]
         self._result_bytes = staging.result_bytes
 
@@ -157,9 +159,10 @@ class DeviceMemory:
         except GdsError as error:
             if gds.required:
                 raise InputError(f"tensor {item.plan.tensor.name}: {error}") from error
-            if self._gds is not None:
-                LOG.info("io: pread into pinned memory from here on: %s", error)
-            self._gds = None
+            with self._giving_up:  # other loaders may have failed meanwhile
+                if self._gds is not None:
+                    LOG.info("io: pread into pinned memory from here on: %s", error)
+                self._gds = None
             return False
         return True
 
@@ -177,7 +180,8 @@ class DeviceMemory:
         device = self._device
         results = self._results[turn]
         if results is None:
-            away, home = (make(self._result_bytes) for make in (device.empty, device.pinned))
+            away = device.empty(self._result_bytes, self._compute)
+            home = device.pinned(self._result_bytes)
             self._results[turn] = results = DeviceResults(self, away, home)
         results.lay_out(targets, nbytes)
         return results
@@ -198,8 +202,8 @@ class DeviceMemory:
                 self._backend.reserve(self._workspace)
             yield
 
-    def naming(self, tensor: str) -> AbstractContextManager[object]:
-        return self._device.reporting(f"tensor {tensor}: ", self._limit)
+    def reporting(self, about: str = "") -> AbstractContextManager[object]:
+        return self._device.reporting(about, self._limit)
 
     def stop(self) -> None:
         self._files.stop.set()

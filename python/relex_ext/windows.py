@@ -90,8 +90,8 @@ class Memory(Protocol):
     def computing(self) -> AbstractContextManager[object]:
         """Around whatever asks the backend for something."""
 
-    def naming(self, tensor: str) -> AbstractContextManager[object]:
-        """Errors of the memory and of who computes in it become one line about this tensor."""
+    def reporting(self, about: str = "") -> AbstractContextManager[object]:
+        """Errors of a device become one line that begins with ``about``."""
 
     def stop(self) -> None:
         """Wake whoever waits for room, and end the reading early."""
@@ -220,7 +220,7 @@ class HostMemory:
     def computing(self) -> AbstractContextManager[object]:
         return nullcontext()
 
-    def naming(self, tensor: str) -> AbstractContextManager[object]:
+    def reporting(self, about: str = "") -> AbstractContextManager[object]:
         return nullcontext()
 
     def stop(self) -> None:

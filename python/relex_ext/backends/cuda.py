@@ -41,7 +41,7 @@ class CudaBackend(DeviceBackend):
 
     def reserve(self, nbytes: int) -> None:
         if self._workspace.numel() < nbytes:
-            self._workspace = self.accelerator.empty(nbytes)
+            self._workspace = self.accelerator.empty(nbytes, self.accelerator.current_stream())
 
     def gram(self, strips: Strips, gram: Any) -> None:
         needs = self._kernels.gram_needs(len(strips.rows), strips.columns)

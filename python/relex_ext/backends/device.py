@@ -75,9 +75,11 @@ class Accelerator:
             ) from error
         return int(free * 0.8)
 
-    def empty(self, nbytes: int) -> torch.Tensor:
-        """Memory on the device."""
-        return torch.empty(nbytes, dtype=torch.uint8, device=self.device)
+    def empty(self, nbytes: int, stream: Any) -> torch.Tensor:
+        """Memory on the device that is first used on that stream. Allocated for another, it might
+        be what somebody has just freed there and whose last kernels are still to come."""
+        with self.on(stream):
+            return torch.empty(nbytes, dtype=torch.uint8, device=self.device)
 
     def pinned(self, nbytes: int) -> torch.Tensor:
         """Memory of this process that the device's copy engines read and write."""
@@ -108,9 +110,12 @@ class Accelerator:
         context: AbstractContextManager[object] = self._runtime.device(self.device)
         return context
 
+    def current_stream(self) -> Any:
+        return self._runtime.current_stream(self.device)
+
     def stream_handle(self) -> int:
         """CUDA's own name of the current stream."""
-        return int(self._runtime.current_stream(self.device).cuda_stream)
+        return int(self.current_stream().cuda_stream)
 
     def record(self, stream: Any) -> Event:
         """The end of what has been queued on a stream so far."""
@@ -167,7 +172,7 @@ class Processor(Accelerator):
         return available_memory() // 2
 
     def pinned(self, nbytes: int) -> torch.Tensor:
-        return self.empty(nbytes)
+        return torch.empty(nbytes, dtype=torch.uint8)
 
     def upload(self, array: NDArray[Any]) -> torch.Tensor:
         return _tensor(array)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -12,42 +13,35 @@ from numpy.typing import NDArray
 from relex_ext import _core
 from relex_ext.backends import triton_kernels as kernels
 from relex_ext.backends.contract import Strips
-from relex_ext.backends.device import DeviceBackend
+from relex_ext.backends.device import Accelerator, DeviceBackend
 from relex_ext.dtypes import ITEM_SIZE, NAMES
 from relex_ext.errors import InputError
 
 _INTERPRETED = bool(kernels.INTERPRETED.value)
 
 
-def find_device() -> torch.device:
-    """The GPU to use, or the processor where TRITON_INTERPRET=1 asked for Triton's interpreter."""
-    if _INTERPRETED:
-        return torch.device("cpu")
-    for kind in ("cuda", "xpu"):  # AMD's call themselves cuda, too
-        runtime = getattr(torch, kind, None)
-        if runtime is not None and runtime.is_available():
-            return torch.device(kind, runtime.current_device())
-    raise InputError("backend: expected a GPU for triton, found none")
-
-
 class TritonBackend(DeviceBackend):
-    """Addresses in Strips are ``device``'s; each is a multiple of its element's size."""
+    """Addresses in Strips are ``device``'s; each is a multiple of its element's size.
 
-    def __init__(self, device: torch.device | None = None) -> None:
-        super().__init__(find_device() if device is None else device)
-        if (self.device.type == "cpu") != _INTERPRETED:
-            found = "TRITON_INTERPRET=1" if _INTERPRETED else "none set"
-            raise InputError(
-                f"backend: expected TRITON_INTERPRET=1 for triton on cpu alone, found {found} "
-                f"for {self.device}"
-            )
-        model = "interpreter" if _INTERPRETED else self.runtime.get_device_name(self.device)
-        self.name = f"triton ({model})"
+    On ``cpu`` the kernels are interpreted, if TRITON_INTERPRET=1 was set when triton was imported.
+    """
+
+    isa = "triton"
+
+    def __init__(self, device: torch.device, accelerator: Accelerator | None = None) -> None:
+        super().__init__(device, accelerator)
+        if (device.type == "cpu") != _INTERPRETED:
+            expected = "a GPU" if device.type == "cpu" else "cpu, since TRITON_INTERPRET=1 is set"
+            raise InputError(f"backend triton: expected {expected}, found {device}")
+        self.name = f"triton ({'interpreter' if _INTERPRETED else self.accelerator.name})"
+
+    def workspace_bytes(self, rows: int, columns: int, vectors: int, targets: int) -> int:
+        return kernels.workspace_bytes(rows, columns, vectors)
 
     def gram(self, strips: Strips, gram: Any) -> None:
         rows = self._rows(strips)
         _expect("gram", gram, (rows.count, rows.count))
-        with self._current():
+        with self._launching():
             kernels.gram(rows, gram)
 
     def power_step(
@@ -60,7 +54,7 @@ class TritonBackend(DeviceBackend):
         _expect("u", u, (rows.count, u.shape[1]))
         if energy is not None:
             _expect("energy", energy, (rows.count,))
-        with self._current():
+        with self._launching():
             kernels.power_step(rows, self.to_device(u), y, energy)
 
     def combine(
@@ -73,7 +67,7 @@ class TritonBackend(DeviceBackend):
         rows = self._rows(strips)
         _expect("weights", weights, (len(out), rows.count))
         align = _alignment([(address, out_dtype) for address in out.tolist()])
-        with self._current():
+        with self._launching():
             for some in kernels.combine_passes(len(out)):
                 kernels.combine(
                     rows,
@@ -83,12 +77,11 @@ class TritonBackend(DeviceBackend):
                     align,
                 )
 
-    def _current(self) -> AbstractContextManager[Any]:
-        """Triton launches on the current device."""
-        if _INTERPRETED:
-            return nullcontext()
-        context: AbstractContextManager[Any] = self.runtime.device(self.device)
-        return context
+    @contextmanager
+    def _launching(self) -> Iterator[None]:
+        """Triton launches on the current device, in its current stream."""
+        with self.accelerator.reporting(), self.accelerator.current():
+            yield
 
     def _rows(self, strips: Strips) -> kernels.Rows:
         addresses, codes = strips.rows.tolist(), strips.dtypes.tolist()

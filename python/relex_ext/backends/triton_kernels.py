@@ -18,7 +18,9 @@ always just one (_pieces). No product is ever left to tf32.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -120,35 +122,33 @@ def _one(x):
 
 
 @triton.jit
-def _row(table, rows, t, inside, ROWS: tl.constexpr):
-    """Addresses and dtype codes of rows `t`; codes only where they differ."""
+def _rows(table, rows, t, ROWS: tl.constexpr):
+    """Of rows `t`: which exist, their addresses, and their dtype codes where these differ."""
+    inside = t < rows
     address = tl.load(table + t, mask=inside, other=0)
     dtype = t
     if ROWS == MIXED:
         dtype = tl.load(table + rows + 1 + t, mask=inside, other=0).to(tl.int32)
-    return address, dtype
+    return inside, address, dtype
 
 
 @triton.jit
-def _base(table, rows, at, mask, BASE: tl.constexpr, ALIGN: tl.constexpr):
-    """The base's elements `at`; its address follows those of the rows."""
-    address = tl.load(table + _one(rows))
-    return _values(address, 0, at, mask, BASE, ALIGN)
+def _origin(table, rows):
+    """The base's address."""
+    return tl.load(table + _one(rows))
 
 
 @triton.jit
 def _deltas(
-    table, rows, t, at, columns,
-    ROWS: tl.constexpr, BASE: tl.constexpr, ALIGN: tl.constexpr, TYPE: tl.constexpr,
+    inside, address, dtype, origin, at, columns,
+    ROWS: tl.constexpr, BASE: tl.constexpr, ALIGN: tl.constexpr, TYPE: tl.constexpr = tl.float32,
 ):  # fmt: skip
-    """Δ of rows `t` in columns `at`, a tile; zeros in rows and columns that do not exist."""
-    inside = t < rows
+    """Δ of a tile of rows in columns `at`; zeros in rows and columns that do not exist."""
     column = at < columns
     mask = inside[:, None] & column[None, :]
-    address, dtype = _row(table, rows, t, inside, ROWS)
     values = _values(address[:, None], dtype[:, None], at[None, :], mask, ROWS, ALIGN).to(TYPE)
     if BASE != NONE:
-        base = _base(table, rows, at, column, BASE, ALIGN).to(TYPE)
+        base = _values(origin, 0, at, column, BASE, ALIGN).to(TYPE)
         values = tl.where(inside[:, None], values - base[None, :], 0.0)
     return values
 
@@ -241,19 +241,6 @@ def _pair(tiles):
     return tl.program_id(0) // tiles, tl.program_id(0) % tiles
 
 
-@triton.jit
-def _two_deltas(
-    table, rows, i, j, at, columns,
-    ROWS: tl.constexpr, BASE: tl.constexpr, ALIGN: tl.constexpr, SINGLE: tl.constexpr,
-):  # fmt: skip
-    """Δ of rows `i` and of rows `j`; the same where one tile is all there is."""
-    a = _deltas(table, rows, i, at, columns, ROWS, BASE, ALIGN, tl.float32)
-    b = a
-    if not SINGLE:
-        b = _deltas(table, rows, j, at, columns, ROWS, BASE, ALIGN, tl.float32)
-    return a, b
-
-
 @triton.jit(do_not_specialize=["rows", "first"])
 def gram_high(
     table, partials, flags, rows, columns, first, one,
@@ -270,11 +257,17 @@ def gram_high(
     start = (first + part) * PART
     i = tile_i * TILE + tl.arange(0, TILE)
     j = tile_j * TILE + tl.arange(0, TILE)
+    in_i, address_i, dtype_i = _rows(table, rows, i, ROWS)
+    in_j, address_j, dtype_j = _rows(table, rows, j, ROWS)
+    origin = _origin(table, rows)
     flags += (part * tiles * tiles + tl.program_id(0)) * BLOCKS
     sums = tl.zeros([TILE, TILE], tl.float32)
     for block in range(0, tl.cdiv(tl.minimum(columns - start, PART), DEPTH)):
         at = start + block * DEPTH + tl.arange(0, DEPTH)
-        a, b = _two_deltas(table, rows, i, j, at, columns, ROWS, BASE, ALIGN, SINGLE)
+        a = _deltas(in_i, address_i, dtype_i, origin, at, columns, ROWS, BASE, ALIGN)
+        b = a
+        if not SINGLE:
+            b = _deltas(in_j, address_j, dtype_j, origin, at, columns, ROWS, BASE, ALIGN)
         zeros = tl.zeros([TILE, TILE], tl.float32)
         sums = _add(sums, _dot(_piece(a), tl.trans(_piece(b)), zeros), one)
         tl.store(flags + block, _any_inexact(a) | _any_inexact(b))
@@ -297,6 +290,9 @@ def gram_rest(
     start = (first + part) * PART
     i = tile_i * TILE + tl.arange(0, TILE)
     j = tile_j * TILE + tl.arange(0, TILE)
+    in_i, address_i, dtype_i = _rows(table, rows, i, ROWS)
+    in_j, address_j, dtype_j = _rows(table, rows, j, ROWS)
+    origin = _origin(table, rows)
     sums = tl.zeros([TILE, TILE], tl.float32)
     to = partials + part * rows * rows + i[:, None] * rows + j[None, :]
     mask = (i[:, None] < rows) & (j[None, :] <= i[:, None])
@@ -304,7 +300,10 @@ def gram_rest(
     if FLAG_TILE == 0:
         for block in range(0, blocks):
             at = start + block * DEPTH + tl.arange(0, DEPTH)
-            a, b = _two_deltas(table, rows, i, j, at, columns, ROWS, BASE, ALIGN, SINGLE)
+            a = _deltas(in_i, address_i, dtype_i, origin, at, columns, ROWS, BASE, ALIGN)
+            b = a
+            if not SINGLE:
+                b = _deltas(in_j, address_j, dtype_j, origin, at, columns, ROWS, BASE, ALIGN)
             product = _dot(_piece(a), tl.trans(_piece(b)), _small_terms(a, b))
             sums = _add(sums, product, one)
         tl.store(to, sums.to(tl.float64), mask=mask)
@@ -315,7 +314,10 @@ def gram_rest(
         for block in range(0, blocks):
             if tl.load(flags + block) != 0:
                 at = start + block * DEPTH + tl.arange(0, DEPTH)
-                a, b = _two_deltas(table, rows, i, j, at, columns, ROWS, BASE, ALIGN, SINGLE)
+                a = _deltas(in_i, address_i, dtype_i, origin, at, columns, ROWS, BASE, ALIGN)
+                b = a
+                if not SINGLE:
+                    b = _deltas(in_j, address_j, dtype_j, origin, at, columns, ROWS, BASE, ALIGN)
                 sums = _add(sums, _small_terms(a, b), one)
         before = tl.load(to, mask=mask, other=0.0)
         tl.store(to, before + sums.to(tl.float64), mask=mask)
@@ -327,14 +329,14 @@ def _moves(
     ROWS: tl.constexpr, BASE: tl.constexpr, ALIGN: tl.constexpr,
 ):  # fmt: skip
     """1 where row t differs from the base anywhere in the part at `start`, else 0."""
-    t = _one(t)
-    address, dtype = _row(table, rows, t, t < rows, ROWS)
+    _, address, dtype = _rows(table, rows, _one(t), ROWS)
+    origin = _origin(table, rows)
     moved = tl.zeros([CHECKED], tl.int32)
     for c in range(0, PART, CHECKED):
         at = start + c + tl.arange(0, CHECKED)
         values = _values(address, dtype, at, at < columns, ROWS, ALIGN)
         if BASE != NONE:
-            values -= _base(table, rows, at, at < columns, BASE, ALIGN)
+            values -= _values(origin, 0, at, at < columns, BASE, ALIGN)
         moved |= (values != 0.0).to(tl.int32)
     return tl.max(moved, axis=0)
 
@@ -376,11 +378,18 @@ def gram_repair(
         start = (first + part) * PART
         i = tile_i * REPAIR_ROWS + tl.arange(0, REPAIR_ROWS)
         j = tile_j * REPAIR_ROWS + tl.arange(0, REPAIR_ROWS)
+        in_i, address_i, dtype_i = _rows(table, rows, i, ROWS)
+        in_j, address_j, dtype_j = _rows(table, rows, j, ROWS)
+        origin = _origin(table, rows)
         sums = tl.zeros([REPAIR_ROWS, REPAIR_ROWS], tl.float64)
         for c in range(0, PART, REPAIR_COLUMNS):
             at = start + c + tl.arange(0, REPAIR_COLUMNS)
-            a = _deltas(table, rows, i, at, columns, ROWS, BASE, ALIGN, tl.float64)
-            b = _deltas(table, rows, j, at, columns, ROWS, BASE, ALIGN, tl.float64)
+            a = _deltas(
+                in_i, address_i, dtype_i, origin, at, columns, ROWS, BASE, ALIGN, tl.float64
+            )
+            b = _deltas(
+                in_j, address_j, dtype_j, origin, at, columns, ROWS, BASE, ALIGN, tl.float64
+            )
             sums += tl.sum(a[:, None, :] * b[None, :, :], axis=2)
         to = partials + part * rows * rows + i[:, None] * rows + j[None, :]
         tl.store(to, sums, mask=(i[:, None] < rows) & (j[None, :] <= i[:, None]))
@@ -417,13 +426,14 @@ def power_parts(
     start = (first + part) * PART
     t = tl.arange(0, TILE)
     q = q0 + tl.arange(0, VECTORS)
-    inside = t < rows
+    inside, address, dtype = _rows(table, rows, t, ROWS)
+    origin = _origin(table, rows)
     u_high, u_middle, u_low = _vectors(u, t, q, inside, k)
     y = tl.zeros([TILE, VECTORS], tl.float32)
     energy = tl.zeros([TILE], tl.float32)
     for block in range(0, tl.cdiv(tl.minimum(columns - start, PART), WIDTH)):
         at = start + block * WIDTH + tl.arange(0, WIDTH)
-        deltas = _deltas(table, rows, t, at, columns, ROWS, BASE, ALIGN, tl.float32)
+        deltas = _deltas(inside, address, dtype, origin, at, columns, ROWS, BASE, ALIGN)
         inexact = _any_inexact(deltas)
         high, middle, low = _pieces(deltas)
         z = _project(high, middle, low, inexact, u_high, u_middle, u_low)
@@ -450,31 +460,34 @@ def power_parts_tiled(
     part = tl.program_id(0).to(tl.int64)
     start = (first + part) * PART
     q = q0 + tl.arange(0, VECTORS)
+    origin = _origin(table, rows)
     for block in range(0, tl.cdiv(tl.minimum(columns - start, PART), WIDTH)):
         at = start + block * WIDTH + tl.arange(0, WIDTH)
         z = tl.zeros([WIDTH, VECTORS], tl.float32)
         for t0 in range(0, rows, TILE):
             t = t0 + tl.arange(0, TILE)
-            deltas = _deltas(table, rows, t, at, columns, ROWS, BASE, ALIGN, tl.float32)
+            inside, address, dtype = _rows(table, rows, t, ROWS)
+            deltas = _deltas(inside, address, dtype, origin, at, columns, ROWS, BASE, ALIGN)
             inexact = _any_inexact(deltas)
             high, middle, low = _pieces(deltas)
-            u_high, u_middle, u_low = _vectors(u, t, q, t < rows, k)
+            u_high, u_middle, u_low = _vectors(u, t, q, inside, k)
             z = _add(z, _project(high, middle, low, inexact, u_high, u_middle, u_low), one)
         z_high, z_middle, z_low = _pieces(z)
         for t0 in range(0, rows, TILE):
             t = t0 + tl.arange(0, TILE)
-            deltas = _deltas(table, rows, t, at, columns, ROWS, BASE, ALIGN, tl.float32)
+            inside, address, dtype = _rows(table, rows, t, ROWS)
+            deltas = _deltas(inside, address, dtype, origin, at, columns, ROWS, BASE, ALIGN)
             inexact = _any_inexact(deltas)
             high, middle, low = _pieces(deltas)
             zeros = tl.zeros([TILE, VECTORS], tl.float32)
             product = _product(high, middle, low, inexact, z_high, z_middle, z_low, zeros)
             to = partials + part * rows * k + t[:, None] * k + q[None, :]
-            mask = (t < rows)[:, None] & (q < k)[None, :]
+            mask = inside[:, None] & (q < k)[None, :]
             tl.store(to, _add(tl.load(to, mask=mask, other=0.0), product, one), mask=mask)
             if ENERGY:
                 to = energies + part * rows + t
-                before = tl.load(to, mask=t < rows, other=0.0)
-                tl.store(to, before + tl.sum(deltas * deltas, axis=1), mask=t < rows)
+                before = tl.load(to, mask=inside, other=0.0)
+                tl.store(to, before + tl.sum(deltas * deltas, axis=1), mask=inside)
         # Another thread of this program may read back what this one has stored.
         tl.debug_barrier()
 
@@ -542,21 +555,21 @@ def combine_block(
     OUT: tl.constexpr, OUT_ALIGN: tl.constexpr, TARGETS: tl.constexpr,
     BLOCK: tl.constexpr, TOGETHER: tl.constexpr,
 ):  # fmt: skip
-    """base + Σ_t w_t Δ_t for up to TARGETS targets, rows in order: sums are fp64 for F32 outputs
-    (WIDE), fp32 for others. weights: (rows padded with zeros to TOGETHER, TARGETS)."""
+    """base + Σ_t w_t Δ_t for up to TARGETS targets, rows in order: in fp64 for F32 outputs, in fp32
+    for others. weights: (rows, TARGETS), with zeros for the rows that fill the last group."""
     WIDE: tl.constexpr = tl.float64 if OUT == F32 else tl.float32
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     q = tl.arange(0, TARGETS)
     base = tl.zeros([BLOCK], tl.float32)
     if BASE != NONE:
-        base = _base(table, rows, at, at < columns, BASE, ALIGN)
+        base = _values(_origin(table, rows), 0, at, at < columns, BASE, ALIGN)
     sums = tl.zeros([TARGETS, BLOCK], WIDE)
     for t0 in range(0, rows, TOGETHER):
         # A group's loads are all under way before the first is used.
         for i in tl.static_range(TOGETHER):
             t = _one(t0 + i)
-            address, dtype = _row(table, rows, t, t < rows, ROWS)
-            values = _values(address, dtype, at, (at < columns) & (t < rows), ROWS, ALIGN)
+            inside, address, dtype = _rows(table, rows, t, ROWS)
+            values = _values(address, dtype, at, (at < columns) & inside, ROWS, ALIGN)
             delta = values.to(WIDE) - base.to(WIDE)
             weight = tl.load(weights + t * TARGETS + q)
             sums = tl.fma(delta[None, :], weight[:, None], sums)
@@ -568,44 +581,90 @@ def combine_block(
 
 # ---- launchers ---------------------------------------------------------------------------------
 
-# What may differ from one run to the next, and is chosen by timing: how many threads share a
-# program, how far loads run ahead, how many columns of combine, whose columns are independent, a
-# program takes. Nothing here changes the order of a sum: how a matrix product adds does not
-# depend on the number of warps (4 and 8 select the same instructions), tiles and depths are
-# fixed by T, and what reduces across threads in floating point (power_step's ‖Δ_t‖², gram_repair)
-# is not tuned. All of it writes the same bytes each time it runs, so timing it is harmless.
-_GRAM_CONFIGS = [
-    triton.Config({}, num_warps=8, num_stages=2),
-    triton.Config({}, num_warps=8, num_stages=3),
-    triton.Config({}, num_warps=4, num_stages=2),
-    triton.Config({}, num_warps=4, num_stages=3),
-]
-_COMBINE_CONFIGS = [
-    triton.Config({"BLOCK": 1024, "TOGETHER": 4}, num_warps=4),
-    triton.Config({"BLOCK": 1024, "TOGETHER": 8}, num_warps=4),
-    triton.Config({"BLOCK": 2048, "TOGETHER": 4}, num_warps=8),
-    triton.Config({"BLOCK": 512, "TOGETHER": 8}, num_warps=2),
-]
-
-
-@functools.cache
-def _tuned(kernel: Any) -> Any:
-    """The kernel with settings chosen by timing them. Made when first needed: the autotuner wants a
-    GPU, which the interpreter has not."""
-    if kernel is gram_high:
-        return triton.autotune(_GRAM_CONFIGS, key=["ROWS", "BASE", "ALIGN", "TILE"])(kernel)
-    key = ["ROWS", "BASE", "ALIGN", "OUT", "OUT_ALIGN", "TARGETS"]
-    return triton.autotune(_COMBINE_CONFIGS, key=key)(kernel)
-
-
-# Where a product and a sum are to be fused, the kernels say so.
-_OPTIONS = {"enable_fp_fusion": False}
-
 _TUNE_FROM = 1 << 20  # columns: what takes less is not worth the timing, nor fit for it
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """A kernel with settings that are chosen by timing them, and what the choice depends on.
+
+    A setting may say how many threads share a program, how far loads run ahead, and how many of
+    combine's columns, which are independent, a program takes: nothing that changes the order of a
+    sum. How a matrix product adds depends on its tile, which T fixes, and not on 4 warps or 8,
+    which divide the tile among themselves and use the same instructions. What adds up across
+    threads (‖Δ_t‖² in power_step, gram_repair) is not tuned. And all of it writes the same bytes
+    however often it runs.
+    """
+
+    kernel: Any
+    configs: Sequence[Any]
+    """The first is the default."""
+    key: Sequence[str]
+
+    @functools.cached_property
+    def timed(self) -> Any:
+        """Made when first needed: the autotuner wants a GPU, which the interpreter has not."""
+        key = ["ROWS", "BASE", "ALIGN", *self.key]
+        return triton.autotune(list(self.configs), key=key, do_bench=_seconds)(self.kernel)
+
+    def choose(self, columns: int) -> tuple[Any, dict[str, Any]]:
+        """What to launch, and with which settings."""
+        if not INTERPRETED.value and columns >= _TUNE_FROM:
+            return self.timed, {}
+        first = self.configs[0]
+        warps_and_stages = {"num_warps": first.num_warps, "num_stages": first.num_stages}
+        return self.kernel, {**first.kwargs, **warps_and_stages}
+
+
+def _seconds(call: Callable[[], Any], quantiles: Sequence[float]) -> list[float]:
+    """How long a launch takes. Triton's own benchmark would take a second, and 256 MB."""
+    stream = torch.accelerator.current_stream()
+    found = []
+    for launches in (1, 4, 4, 4):  # the first compiles
+        stream.synchronize()
+        begun = time.perf_counter()
+        for _ in range(launches):
+            call()
+        stream.synchronize()
+        found.append((time.perf_counter() - begun) / launches)
+    return [min(found)] * len(quantiles)
+
+
+GRAM = Tuning(
+    gram_high,
+    [triton.Config({}, num_warps=w, num_stages=s) for w, s in ((4, 2), (4, 3), (8, 2), (8, 3))],
+    ("TILE", "SINGLE"),
+)
+GRAM_WIDE = Tuning(  # tiles of 128 rows: four warps have too few registers for them
+    gram_high,
+    [triton.Config({}, num_warps=8, num_stages=s) for s in (2, 3)],
+    ("TILE", "SINGLE"),
+)
+COMBINE = Tuning(
+    combine_block,
+    [
+        triton.Config({"BLOCK": 1024, "TOGETHER": 4}, num_warps=4),
+        triton.Config({"BLOCK": 1024, "TOGETHER": 8}, num_warps=4),
+        triton.Config({"BLOCK": 2048, "TOGETHER": 4}, num_warps=8),
+        triton.Config({"BLOCK": 512, "TOGETHER": 8}, num_warps=2),
+    ],
+    ("OUT", "OUT_ALIGN", "TARGETS"),
+)
+
 _WORKSPACE = 64 << 20  # bytes; one part of many rows may need more
 _GRID_Y = 65535
 _TARGETS = 4  # per pass of combine
 _PADDED_ROWS = 8  # the largest TOGETHER
+
+_LOCK = threading.Lock()
+
+
+def _launch(kernel: Any, grid: Any, *args: Any, **settings: Any) -> None:
+    """Queue a kernel. One at a time: what Triton compiles, tunes or interprets belongs to all
+    threads."""
+    with _LOCK:
+        # Where a product and a sum are to be fused, the kernels say so themselves.
+        kernel[grid](*args, **settings, enable_fp_fusion=False)
 
 
 @dataclass(frozen=True)
@@ -626,7 +685,7 @@ class Rows:
     @property
     def constants(self) -> dict[str, int]:
         """What every kernel over the strips is compiled for."""
-        return {"ROWS": self.dtype, "BASE": self.base_dtype, "ALIGN": self.align, **_OPTIONS}
+        return {"ROWS": self.dtype, "BASE": self.base_dtype, "ALIGN": self.align}
 
     @property
     def stages(self) -> int:
@@ -635,67 +694,78 @@ class Rows:
         return 1 if self.dtype == MIXED.value else 2
 
 
-def _tile(rows: int) -> int:
-    """Rows per tile: all of them up to 128. It decides how products add: it depends on T alone."""
-    return max(16, _power_of_2(rows)) if rows <= 128 else 64
-
-
 def _power_of_2(n: int) -> int:
     """The least that is not below n."""
     return 1 << (n - 1).bit_length()
 
 
-def _either(kernel: Any, default: Any, columns: int) -> tuple[Any, dict[str, int]]:
-    """A kernel and its settings: to be timed, or the default where that is not worth it."""
-    if not INTERPRETED.value and columns >= _TUNE_FROM:
-        return _tuned(kernel), {}
-    chosen = {"num_warps": default.num_warps, "num_stages": default.num_stages}
-    return kernel, {**default.kwargs, **chosen}
+def _tile(rows: int) -> int:
+    """Rows per tile: all of them up to 128. It decides how products add: it depends on T alone."""
+    return max(16, _power_of_2(rows)) if rows <= 128 else 64
 
 
-def _launches(columns: int, bytes_per_part: int) -> Iterator[tuple[int, int]]:
-    """(first part, number of parts) of launches whose partial sums fit the workspace."""
-    parts = triton.cdiv(columns, PART.value)
-    most = min(max(1, _WORKSPACE // bytes_per_part), _GRID_Y)
-    for first in range(0, parts, most):
-        yield first, min(most, parts - first)
+def _gram_bytes(rows: int) -> int:
+    """Of workspace per part: sums, flags of blocks, and whether it is unsafe."""
+    tiles: int = triton.cdiv(rows, _tile(rows))
+    return 8 * rows * rows + BLOCKS.value * tiles * tiles + 4
+
+
+def _power_bytes(rows: int, vectors: int) -> int:
+    return 4 * rows * (vectors + 1)
+
+
+def _parts(columns: int, bytes_per_part: int) -> tuple[int, int]:
+    """How many parts there are, and how many of them a launch takes."""
+    parts: int = triton.cdiv(columns, PART.value)
+    return parts, min(parts, max(1, _WORKSPACE // bytes_per_part), _GRID_Y)
+
+
+def workspace_bytes(rows: int, columns: int, vectors: int) -> int:
+    """Device memory that gram and power_step take for a time, beside what they are given."""
+    each = (_gram_bytes(rows), _power_bytes(rows, vectors))
+    return max(_parts(columns, one)[1] * one for one in each)
 
 
 def _add_up(partials: torch.Tensor, sums: torch.Tensor, parts: int, lower: bool = False) -> None:
     size, block = sums.numel(), 64
-    add_parts[(triton.cdiv(size, block),)](
-        partials, sums, size, sums.shape[0], parts,
-        LOWER=lower, BLOCK=block, TOGETHER=16, num_warps=2, **_OPTIONS,
+    _launch(
+        add_parts, (triton.cdiv(size, block),), partials, sums, size, sums.shape[0], parts,
+        LOWER=lower, BLOCK=block, TOGETHER=16, num_warps=2,
     )  # fmt: skip
 
 
 def gram(rows: Rows, sums: torch.Tensor) -> None:
     """Add ΔΔᵀ's lower triangle to ``sums`` (T, T)."""
-    count, columns = rows.count, rows.columns
-    tile = _tile(count)
+    count, columns, tile = rows.count, rows.columns, _tile(rows.count)
     rest = min(tile, 64)
     tiles, rests, repairs = (triton.cdiv(count, t) for t in (tile, rest, REPAIR_ROWS.value))
-    high, settings = _either(gram_high, _GRAM_CONFIGS[0 if tile > 64 else 2], columns)
+    high, settings = (GRAM_WIDE if tile > 64 else GRAM).choose(columns)
     bf16 = rows.dtype == BF16.value and rows.base_dtype in (BF16.value, NONE.value)
-    for first, parts in _launches(columns, 8 * count * count):
-        partials = sums.new_empty(parts * count * count)
-        flags = sums.new_empty(parts * tiles * tiles * BLOCKS.value, dtype=torch.int8)
-        unsafe = sums.new_empty(parts, dtype=torch.int32)
+    parts, most = _parts(columns, _gram_bytes(count))
+    partials = sums.new_empty(most * count * count)
+    flags = sums.new_empty(most * tiles * tiles * BLOCKS.value, dtype=torch.int8)
+    unsafe = sums.new_empty(most, dtype=torch.int32)
+    for first in range(0, parts, most or 1):
+        now = min(most, parts - first)
         if bf16:
-            high[(tiles * tiles, parts)](
+            _launch(
+                high, (tiles * tiles, now),
                 rows.table, partials, flags, count, columns, first, 1.0,
                 TILE=tile, SINGLE=tiles == 1, **rows.constants, **settings,
             )  # fmt: skip
-        gram_rest[(rests * rests, parts)](
+        _launch(
+            gram_rest, (rests * rests, now),
             rows.table, partials, flags, count, columns, first, 1.0,
-            TILE=rest, SINGLE=rests == 1, FLAG_TILE=tile if bf16 else 0,
-            num_warps=8 if rest == 64 else 4, num_stages=rows.stages, **rows.constants,
+            TILE=rest, SINGLE=rests == 1, FLAG_TILE=tile if bf16 else 0, **rows.constants,
+            num_warps=8 if rest == 64 else 4, num_stages=rows.stages,
         )  # fmt: skip
-        gram_check[(parts,)](rows.table, partials, unsafe, count, columns, first, **rows.constants)
-        gram_repair[(repairs * repairs, parts)](
-            rows.table, partials, unsafe, count, columns, first, **rows.constants
-        )
-        _add_up(partials, sums, parts, lower=True)
+        strips = (count, columns, first)
+        _launch(gram_check, (now,), rows.table, partials, unsafe, *strips, **rows.constants)
+        _launch(
+            gram_repair, (repairs * repairs, now),
+            rows.table, partials, unsafe, *strips, **rows.constants,
+        )  # fmt: skip
+        _add_up(partials, sums, now, lower=True)
 
 
 def power_step(
@@ -704,19 +774,23 @@ def power_step(
     """Add Δ(Δᵀu) to ``sums`` (T, k) for ``u`` (T, k), and ‖Δ_t‖² to ``squares`` (T)."""
     count, columns, tile, k = rows.count, rows.columns, _tile(rows.count), u.shape[1]
     kernel = power_parts if count <= tile else power_parts_tiled
-    for first, parts in _launches(columns, 4 * count * (k + 1)):
-        partials = u.new_zeros(parts * count * k)
-        energies = u.new_zeros(parts * count)
+    parts, most = _parts(columns, _power_bytes(count, k))
+    partials, energies = u.new_empty(most * count * k), u.new_empty(most * count)
+    for first in range(0, parts, most or 1):
+        now = min(most, parts - first)
+        partials.zero_()
+        energies.zero_()
         for q in range(0, k, VECTORS.value):
-            kernel[(parts,)](
+            _launch(
+                kernel, (now,),
                 rows.table, u, partials, energies, count, k, q, columns, first, 1.0,
                 TILE=tile, WIDTH=32 if tile > 64 else DEPTH.value,
-                ENERGY=q == 0 and squares is not None,
-                num_warps=8 if tile > 64 else 4, num_stages=rows.stages, **rows.constants,
+                ENERGY=q == 0 and squares is not None, **rows.constants,
+                num_warps=8 if tile > 64 else 4, num_stages=rows.stages,
             )  # fmt: skip
-        _add_up(partials, sums, parts)
+        _add_up(partials, sums, now)
         if squares is not None:
-            _add_up(energies, squares, parts)
+            _add_up(energies, squares, now)
 
 
 def combine_passes(targets: int) -> Iterator[slice]:
@@ -739,8 +813,11 @@ def combine(
 ) -> None:
     """Write one pass's targets. ``weights``: combine_weights(), ``out``: int64 addresses, both on
     the device; ``out_align``: every address in ``out`` is a multiple of it."""
-    kernel, settings = _either(combine_block, _COMBINE_CONFIGS[0], rows.columns)
-    kernel[lambda meta: (triton.cdiv(rows.columns, meta["BLOCK"]),)](
+    if rows.columns == 0:
+        return
+    kernel, settings = COMBINE.choose(rows.columns)
+    _launch(
+        kernel, lambda meta: (triton.cdiv(rows.columns, meta["BLOCK"]),),
         rows.table, weights, out, rows.count, rows.columns, out.numel(),
         OUT=out_dtype, OUT_ALIGN=out_align, TARGETS=weights.shape[1], **rows.constants, **settings,
     )  # fmt: skip
