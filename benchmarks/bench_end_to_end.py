@@ -13,7 +13,7 @@ from pathlib import Path
 
 import common
 from common import Child
-from relex_ext.plan import available_memory
+from relex_ext.sizes import available_memory
 
 GIB = 1 << 30
 AGREE = 0.999

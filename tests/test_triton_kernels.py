@@ -35,7 +35,7 @@ def start(module: str, interpret: bool) -> subprocess.Popen[str]:
 def check(process: subprocess.Popen[str]) -> None:
     output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output
-    assert " passed" in output and "skipped" not in output, output
+    assert " passed" in output, output
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,17 @@ import torch
 from memory import training_run
 from relex_ext import InputError
 from relex_ext.backends.triton import TritonBackend
-from triton_device import DEVICE, INTERPRETED, Place, Placed, backend, gram_of, kernels, marks
+from triton_device import (
+    DEVICE,
+    INTERPRETED,
+    Place,
+    Placed,
+    backend,
+    combined,
+    gram_of,
+    kernels,
+    marks,
+)
 
 pytestmark = marks
 
@@ -87,6 +97,34 @@ def test_workspace_is_bounded(rows: int, columns: int) -> None:
     found = backend().workspace_bytes(rows, columns, 4, 2)
     one = max(kernels._gram_bytes(rows), kernels._power_bytes(rows, 4))
     assert min(columns, 1) * one <= found <= max(64 << 20, one)
+
+
+def test_timed_launches_write_the_same_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton's autotuner, but for the clock: the last setting that it tries is the best."""
+    memory, weights = training_run(4, 2500), np.ones((1, 4))
+    expected = gram_of(memory).tobytes(), combined(memory, weights, "BF16")[0].tobytes()
+    tried = 0
+
+    def seconds(call: Any, quantiles: Any) -> list[float]:
+        nonlocal tried
+        call()
+        tried += 1
+        return [1.0 / tried] * len(quantiles)
+
+    monkeypatch.setattr(kernels, "_seconds", seconds)
+    monkeypatch.setattr(kernels.Tuning, "choose", lambda tuning, columns: (tuning.timed, {}))
+    for name in ("GRAM", "COMBINE"):
+        monkeypatch.setattr(kernels, name, replace(getattr(kernels, name)))
+    for _ in range(2):
+        found = gram_of(memory).tobytes(), combined(memory, weights, "BF16")[0].tobytes()
+        assert found == expected
+    assert tried == len(kernels.GRAM.configs) + len(kernels.COMBINE.configs)
+
+
+def test_the_clock() -> None:
+    if INTERPRETED:
+        pytest.skip("there is no stream to wait for")
+    assert all(0 < t < 10 for t in kernels._seconds(lambda: backend().zeros(1000), (0.5, 0.2)))
 
 
 def test_threads_take_turns() -> None:

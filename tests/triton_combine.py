@@ -13,7 +13,7 @@ from oracle import Float64, Words
 from relex_ext import _core
 from relex_ext.backends.cpu import CpuBackend
 from tables import DTYPES, MIXES
-from test_kernels_combine import assert_rounded, weights_of
+from test_kernels_combine import assert_rounded, assert_within_fp32, weights_of
 from triton_device import INTERPRETED, combined, kernels, marks
 
 pytestmark = marks
@@ -31,19 +31,19 @@ def fuses() -> bool:
     return hasattr(interpreter, "fma_fp32")
 
 
-def on_cpu(memory: Memory, weights: Float64, dtype: str) -> list[Words]:
-    out = [np.zeros(memory.columns, oracle.WORD[dtype]) for _ in weights]
-    CpuBackend(2, isa=FUSED[0]).combine(memory.strips(), weights, addresses(out), CODES[dtype])
-    return out
+def assert_as_on_cpu(found: list[Words], memory: Memory, weights: Float64, dtype: str) -> None:
+    """Bit by bit what the processor's kernels write, where they fuse as these do."""
+    if FUSED and fuses():
+        out = [np.zeros(memory.columns, oracle.WORD[dtype]) for _ in weights]
+        CpuBackend(2, isa=FUSED[0]).combine(memory.strips(), weights, addresses(out), CODES[dtype])
+        assert [a.tobytes() for a in found] == [a.tobytes() for a in out]
 
 
 def check(memory: Memory, weights: Float64, dtype: str, shift: bool = False) -> list[Words]:
     """Within the oracle's tolerances, and bit by bit what the processor writes."""
     found = combined(memory, weights, dtype, shift=shift)
     assert_rounded(found, memory, weights, dtype)
-    if FUSED and fuses():
-        expected = on_cpu(memory, weights, dtype)
-        assert [a.tobytes() for a in found] == [a.tobytes() for a in expected]
+    assert_as_on_cpu(found, memory, weights, dtype)
     return found
 
 
@@ -71,9 +71,23 @@ def test_every_dtype(base: str, dtypes: tuple[str, ...], out: str, rows: int, sh
 @pytest.mark.parametrize("out", DTYPES)
 def test_no_base_means_zeros(out: str) -> None:
     memory, weights = training_run(5, 1001, with_base=False), weights_of(1, 5)
-    assert [a.tobytes() for a in combined(memory, weights, out)] == [
-        a.tobytes() for a in on_cpu(memory, weights, out)
-    ]
+    found = combined(memory, weights, out)
+    assert_within_fp32(found, memory, weights, out)
+    assert_as_on_cpu(found, memory, weights, out)
+
+
+def test_sums_are_fused() -> None:
+    """Rounding the product on its own, too, would change some bits in forty thousand."""
+    if not fuses():
+        pytest.skip("this interpreter does not")
+    memory = training_run(17, 40_000, "F32", ("F32",), step=0.05)
+    weights = np.random.default_rng(2).normal(size=(1, 17))
+    found = combined(memory, weights, "F16")[0]
+    assert_as_on_cpu([found], memory, weights, "F16")
+    sums = np.zeros(memory.columns, np.float32)
+    for delta, weight in zip(memory.deltas, weights[0], strict=True):
+        sums += delta.astype(np.float32) * np.float32(weight)
+    assert not np.array_equal(found, oracle.round_to(memory.base_values + sums, "F16"))
 
 
 @pytest.mark.parametrize("targets", range(1, 10))

@@ -125,14 +125,15 @@ WHOLE: Cuts = ((0, None),)
 def gram_of(memory: Memory, cuts: Cuts = WHOLE, shift: bool = False, start: float = 0.0) -> Float64:
     """The full symmetric G. Its upper triangle must be left alone."""
     triton, rows = backend(), len(memory.rows)
-    above = np.triu(np.full((rows, rows), np.nan), 1)
-    sums = torch.from_numpy(above + start).to(DEVICE)
+    # −0: to add anything to it, even a zero, would change its sign.
+    below = np.tri(rows, dtype=bool)
+    sums = torch.from_numpy(np.where(below, start, -0.0)).to(DEVICE)
     for begin, end in cuts:
         placed = Placed(memory, begin, end, shift)
         with np.errstate(all="ignore"):
             triton.gram(placed.strips, sums)
             found = triton.fetch(sums)  # before the strips go
-    assert np.isnan(found[np.triu_indices(rows, 1)]).all()
+    assert (found[~below] == 0).all() and np.signbit(found[~below]).all()
     lower = np.tril(found)
     return lower + np.tril(lower, -1).T
 

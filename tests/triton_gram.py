@@ -71,9 +71,12 @@ def test_windows_of_segments_change_no_bit() -> None:
     assert whole.tobytes() == pieces.tobytes()
 
 
-def test_launches_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("base", "dtypes"), [("BF16", ("BF16",)), ("F16", ("F32", "F16"))])
+def test_launches_change_no_bit(
+    base: str, dtypes: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A workspace of one part, for two."""
-    memory = training_run(3, PART + 50, "F16", ("F32", "F16"))
+    memory = training_run(3, PART + 50, base, dtypes)
     whole = gram_of(memory)
     assert_close(whole, memory)
     monkeypatch.setattr(kernels, "_WORKSPACE", 1)
@@ -112,10 +115,10 @@ def test_bf16_deltas_that_are_not_bf16(share: float, rows: int, columns: int) ->
     assert_close(gram_of(memory), memory, heavy, heavy)
 
 
-@pytest.mark.parametrize("rows", [5, 75])
+@pytest.mark.parametrize("rows", [5, 75, 130])
 def test_blocks_with_and_without_inexact_columns(rows: int) -> None:
-    """Of five blocks the third and the last, in another row each."""
-    rng, columns = np.random.default_rng(rows), 5 * DEPTH
+    """Of four blocks the third, in a row of the first tile, and the last, in a row of the last."""
+    rng, columns = np.random.default_rng(rows), 4 * DEPTH
     base = rng.uniform(0.016, 0.03, columns)  # differences within one binade are bf16
     words = [oracle.round_to(base + rng.normal(0, 3e-4, columns), "BF16") for _ in range(rows)]
     memory = Memory(oracle.round_to(base, "BF16"), "BF16", words, ["BF16"] * rows)

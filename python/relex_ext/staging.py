@@ -14,8 +14,8 @@ Every wait is for an event that was recorded before it is asked for, so none can
 from __future__ import annotations
 
 import logging
+import queue
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -55,36 +55,40 @@ class Buffer:
 
 
 class Pool:
-    """So many buffers of one size, made as they are needed."""
+    """So many buffers of one size, made as they are needed.
+
+    They are given back through a SimpleQueue for the reason that windows.Budget states.
+    """
 
     def __init__(self, count: int, make: Callable[[], Tensor]) -> None:
         self._left = count
         self._make = make
-        self._free: deque[Buffer] = deque()
+        self._returned: queue.SimpleQueue[Buffer | None] = queue.SimpleQueue()
+        self._oldest: Buffer | None = None
+        """The one given back longest ago, if it was still busy when looked at."""
         self._closed = False
-        self._changed = threading.Condition()
+        self._taking = threading.Lock()
 
     def take(self) -> Buffer | None:
         """An idle one; else a new one; else the one given back longest ago, as soon as there is
         one. None when the pool was closed meanwhile."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._closed or self._free or self._left)
+        with self._taking:
+            if self._oldest is None and not self._returned.empty():
+                self._oldest = self._returned.get()
             if self._closed:
                 return None
-            if self._free and (self._left == 0 or self._free[0].idle()):
-                return self._free.popleft()
+            if self._left == 0 or (self._oldest is not None and self._oldest.idle()):
+                found, self._oldest = self._oldest, None
+                return found or self._returned.get()
             self._left -= 1
         return Buffer(self._make())
 
     def give(self, buffer: Buffer) -> None:
-        with self._changed:
-            self._free.append(buffer)
-            self._changed.notify()
+        self._returned.put(buffer)
 
     def close(self) -> None:
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
+        self._closed = True
+        self._returned.put(None)  # for who waits
 
 
 class DeviceMemory:

@@ -9,10 +9,15 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
+from typing import Any
 
 from relex_ext.windows import Memory, Pass, Window
+
+Ticket = queue.SimpleQueue[Window | BaseException]
+"""Where a loader leaves one window, or why there is none. A Future would do, but for Ctrl-C: see
+windows.Budget."""
 
 
 class Stream:
@@ -20,7 +25,7 @@ class Stream:
 
     def __init__(self, memory: Memory) -> None:
         self._memory = memory
-        self._queue: queue.Queue[Future[Window] | BaseException | None] = queue.Queue(64)
+        self._queue: queue.SimpleQueue[Ticket | BaseException | None] = queue.SimpleQueue()
         self._loaders = ThreadPoolExecutor(memory.loaders, thread_name_prefix="relex-load")
         self._walker: threading.Thread | None = None
 
@@ -34,11 +39,8 @@ class Stream:
         trace: TracebackType | None,
     ) -> None:
         self._memory.stop()
-        while self._walker is not None and self._walker.is_alive():
-            try:  # make room for a walker that waits to hand something over
-                self._queue.get(timeout=0.01)
-            except queue.Empty:
-                pass
+        if self._walker is not None:
+            self._walker.join()
         self._loaders.shutdown(wait=True, cancel_futures=True)
         self._memory.close()
 
@@ -49,12 +51,12 @@ class Stream:
 
     def windows(self) -> Iterator[Window]:
         """The windows of the next pass, each as soon as it is in memory."""
-        while (item := self._queue.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            window = item.result()
-            window.arrive()
-            yield window
+        while (ticket := self._queue.get()) is not None:
+            found = ticket if isinstance(ticket, BaseException) else ticket.get()
+            if isinstance(found, BaseException):
+                raise found
+            found.arrive()
+            yield found
 
     def _walk(self, passes: Iterable[Pass]) -> None:
         try:
@@ -63,7 +65,15 @@ class Stream:
                     room = self._memory.admit(item, end - begin)
                     if room is None:
                         return
-                    self._queue.put(self._loaders.submit(self._memory.load, item, begin, end, room))
+                    ticket: Ticket = queue.SimpleQueue()
+                    self._loaders.submit(self._load, ticket, item, begin, end, room)
+                    self._queue.put(ticket)
                 self._queue.put(None)
         except BaseException as error:  # the consumer raises it
             self._queue.put(error)
+
+    def _load(self, ticket: Ticket, item: Pass, begin: int, end: int, room: Any) -> None:
+        try:
+            ticket.put(self._memory.load(item, begin, end, room))
+        except BaseException as error:
+            ticket.put(error)

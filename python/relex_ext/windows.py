@@ -6,6 +6,7 @@ memory, here, or a device's (staging.py).
 
 from __future__ import annotations
 
+import queue
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -112,34 +113,31 @@ def strips_at(
 
 
 class Budget:
-    """A counting semaphore of bytes. A request larger than all of it waits to be alone."""
+    """A count of bytes. A request larger than all of it waits to be alone.
+
+    Bytes come back through a SimpleQueue: Ctrl-C is raised wherever the main thread is, and inside
+    of a Condition, which is Python, it can leave the lock taken and who needs it waiting for ever.
+    """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._used = 0
         self._closed = False
-        self._changed = threading.Condition()
+        self._returned: queue.SimpleQueue[int] = queue.SimpleQueue()
 
     def acquire(self, size: int) -> bool:
-        """Wait for room; False when the budget was closed meanwhile."""
-        with self._changed:
-            self._changed.wait_for(
-                lambda: self._closed or self._used == 0 or self._used + size <= self._limit
-            )
-            if self._closed:
-                return False
-            self._used += size
-            return True
+        """Wait for room; False when the budget was closed meanwhile. Always on the same thread."""
+        while not self._closed and self._used > 0 and self._used + size > self._limit:
+            self._used -= self._returned.get()
+        self._used += size
+        return not self._closed
 
     def release(self, size: int) -> None:
-        with self._changed:
-            self._used -= size
-            self._changed.notify_all()
+        self._returned.put(size)
 
     def close(self) -> None:
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
+        self._closed = True
+        self._returned.put(0)  # for who waits
 
 
 class Buffers:
