@@ -39,22 +39,22 @@ class TritonBackend(DeviceBackend):
         return kernels.workspace_bytes(rows, columns, vectors)
 
     def gram(self, strips: Strips, gram: Any) -> None:
-        rows = self._rows(strips)
-        _expect("gram", gram, (rows.count, rows.count))
         with self._launching():
+            rows = self._rows(strips)
+            _expect("gram", gram, (rows.count, rows.count))
             kernels.gram(rows, gram)
 
     def power_step(
         self, strips: Strips, u: NDArray[np.float32], y: Any, energy: Any | None
     ) -> None:
-        rows = self._rows(strips)
-        if u.ndim != 2 or not 1 <= u.shape[1] <= _core.MAX_VECTORS:
-            raise ValueError(f"u: expected (T, 1 to {_core.MAX_VECTORS}), found {u.shape}")
-        _expect("y", y, (rows.count, u.shape[1]))
-        _expect("u", u, (rows.count, u.shape[1]))
-        if energy is not None:
-            _expect("energy", energy, (rows.count,))
         with self._launching():
+            rows = self._rows(strips)
+            if u.ndim != 2 or not 1 <= u.shape[1] <= _core.MAX_VECTORS:
+                raise ValueError(f"u: expected (T, 1 to {_core.MAX_VECTORS}), found {u.shape}")
+            _expect("u", u, (rows.count, u.shape[1]))
+            _expect("y", y, (rows.count, u.shape[1]))
+            if energy is not None:
+                _expect("energy", energy, (rows.count,))
             kernels.power_step(rows, self.to_device(u), y, energy)
 
     def combine(
@@ -64,18 +64,14 @@ class TritonBackend(DeviceBackend):
         out: NDArray[np.uint64],
         out_dtype: int,
     ) -> None:
-        rows = self._rows(strips)
-        _expect("weights", weights, (len(out), rows.count))
-        align = _alignment([(address, out_dtype) for address in out.tolist()])
         with self._launching():
+            rows = self._rows(strips)
+            _expect("weights", weights, (len(out), rows.count))
+            align = _alignment([(address, out_dtype) for address in out.tolist()])
             for some in kernels.combine_passes(len(out)):
-                kernels.combine(
-                    rows,
-                    self.to_device(kernels.combine_weights(weights[some], out_dtype)),
-                    self.to_device(out[some].view(np.int64)),
-                    out_dtype,
-                    align,
-                )
+                there = self.to_device(kernels.combine_weights(weights[some], out_dtype))
+                addresses = self.to_device(out[some].view(np.int64))
+                kernels.combine(rows, there, addresses, out_dtype, align)
 
     @contextmanager
     def _launching(self) -> Iterator[None]:

@@ -144,6 +144,8 @@ def _deltas(
     ROWS: tl.constexpr, BASE: tl.constexpr, ALIGN: tl.constexpr, TYPE: tl.constexpr = tl.float32,
 ):  # fmt: skip
     """Δ of a tile of rows in columns `at`; zeros in rows and columns that do not exist."""
+    # Addresses are arguments: loaded here, in the loops over columns, they would hold up the loads
+    # of values, which run ahead.
     column = at < columns
     mask = inside[:, None] & column[None, :]
     values = _values(address[:, None], dtype[:, None], at[None, :], mask, ROWS, ALIGN).to(TYPE)
