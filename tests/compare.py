@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 import oracle
 import tolerances
+from folders import RunFolder, read_model
 from oracle import Float64, Words
 
 
@@ -56,3 +58,22 @@ class Tally:
         for dtype, count in self.count.items():
             share = tolerances.EQUAL_BITS_F32 if dtype == "F32" else tolerances.EQUAL_BITS
             assert self.equal[dtype] >= share * count - 1, (dtype, self.equal[dtype], count)
+
+
+def check_model(
+    folder: Path, run: RunFolder, names: Sequence[str], target: float, dtype: str | None = None
+) -> None:
+    """The oracle's, rounded. Of float32 every element, of 16-bit dtypes the share of bits, too."""
+    found = read_model(folder)
+    tally = Tally()
+    for name in names:
+        out = dtype or run.step_tensors[run.steps[-1]][name].dtype
+        assert found[name].dtype == out
+        rows = [run.step_tensors[s][name].values for s in run.steps]
+        base = run.base_tensors[name].values
+        answer = run.forecast(name, [target])
+        distance = checked_distance(found[name].words, out, base, rows, answer)
+        if out != "F32":
+            tally.add(out, distance)
+    if dtype != "F32":
+        tally.check()

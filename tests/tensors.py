@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,21 @@ TORCH: dict[str, torch.dtype] = {
     "F16": torch.float16,
     "BF16": torch.bfloat16,
 }
+
+F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
+
+OPS = torch.ops.relex
+
+MIXES = [
+    (F32, (F32,)),
+    (F16, (F16,)),
+    (BF16, (BF16,)),
+    (F32, (BF16,)),
+    (BF16, (F32, F16, BF16)),
+]
+"""(dtype of the base, dtypes of the snapshots in turn)."""
+
+Tensors = list[torch.Tensor]
 
 
 def words(array: Any) -> Words:
@@ -124,3 +139,18 @@ def weights_of(targets: int, rows: int) -> torch.Tensor:
 def vectors_of(rows: int, k: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(rows + k)
     return torch.randn(rows, k, generator=generator)
+
+
+def same_bytes(a: Any, b: Any) -> bool:
+    flat_a, flat_b = ([x] if isinstance(x, torch.Tensor) else list(x) for x in (a, b))
+    pairs = zip(flat_a, flat_b, strict=True)
+    return all(torch.equal(x.view(torch.uint8), y.view(torch.uint8)) for x, y in pairs)
+
+
+def calls(snapshots: Tensors, base: torch.Tensor | None) -> dict[str, Callable[[], Any]]:
+    rows = len(snapshots)
+    return {
+        "gram": lambda: OPS.gram(snapshots, base),
+        "power_step": lambda: OPS.power_step(snapshots, base, vectors_of(rows, 2)),
+        "combine": lambda: OPS.combine(snapshots, base, weights_of(2, rows)),
+    }

@@ -162,7 +162,7 @@ def test_asking_for_a_gpu_that_is_not_there(name: str) -> None:
 def cuda_module(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """relex_ext._cuda as on a machine that has it, and a torch that was built for it."""
     module = ModuleType("relex_ext._cuda")
-    module.unavailable = lambda index: None  # type: ignore[attr-defined]
+    module.unavailable = lambda index: None
     monkeypatch.setattr(available, "find_spec", lambda name: object())
     monkeypatch.setattr(available, "import_module", lambda name: module)
     monkeypatch.setattr(available, "gpu_may_exist", lambda: True)
@@ -176,7 +176,7 @@ def test_why_cuda_is_missing(cuda_module: ModuleType, monkeypatch: pytest.Monkey
     assert available.cuda_refuses("cuda:0") is None
     monkeypatch.setattr(device, "count_devices", lambda kind: 0)
     assert "for CUDA 13.0 finds no GPU that it can use" in str(available.cuda_missing())
-    cuda_module.unavailable = lambda index: "the driver is too old"  # type: ignore[attr-defined]
+    cuda_module.unavailable = lambda index: "the driver is too old"
     assert available.cuda_missing() == available.cuda_refuses("cuda:0") == "the driver is too old"
 
     def broken(name: str) -> ModuleType:

@@ -63,9 +63,9 @@ def kvikio(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
         module.__spec__ = ModuleSpec(name, None)
         monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.setattr(CuFile, "opened", 0)
-    modules["kvikio"].CuFile = CuFile  # type: ignore[attr-defined]
-    modules["kvikio.cufile_driver"].get = lambda what: what == "is_gds_available"  # type: ignore
-    modules["kvikio.defaults"].is_compat_mode_preferred = lambda: False  # type: ignore
+    modules["kvikio"].CuFile = CuFile
+    modules["kvikio.cufile_driver"].get = lambda what: what == "is_gds_available"
+    modules["kvikio.defaults"].is_compat_mode_preferred = lambda: False
     return modules["kvikio"]
 
 
@@ -195,7 +195,7 @@ def test_a_failure(
 
             return Read(get)
 
-    available.CuFile = Failing  # type: ignore[attr-defined]
+    available.CuFile = Failing
     backend = install(monkeypatch, lambda: ProcessorBackend(LazyAccelerator()))
     words = {
         "opening": "checkpoint-20.*: gds: cuFile: not supported here",

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from compare import Tally, checked_distance
+from compare import check_model
 from devices import CPU, LazyCuda, install
-from folders import MODEL, RunFolder, Spec, digest, make_run, read_model
+from folders import MODEL, RunFolder, Spec, digest, make_run
 from relex_ext import extrapolate
 from relex_ext.backends.cuda import CudaBackend
 from relex_ext.backends.device import DeviceBackend
@@ -73,20 +73,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
 
 
 def assert_values(folder: Path, run: RunFolder, target: float, dtype: str | None = None) -> None:
-    """The oracle's, rounded. Of float32 every element, of 16-bit dtypes the share of bits, too."""
-    found = read_model(folder)
-    tally = Tally()
-    for name in TRAINED:
-        out = dtype or run.step_tensors[run.steps[-1]][name].dtype
-        assert found[name].dtype == out
-        rows = [run.step_tensors[s][name].values for s in run.steps]
-        base = run.base_tensors[name].values
-        answer = run.forecast(name, [target])
-        distance = checked_distance(found[name].words, out, base, rows, answer)
-        if out != "F32":
-            tally.add(out, distance)
-    if dtype != "F32":
-        tally.check()
+    check_model(folder, run, TRAINED, target, dtype)
 
 
 @pytest.mark.parametrize("make", MAKERS)

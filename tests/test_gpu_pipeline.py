@@ -17,7 +17,7 @@ import torch
 
 import oracle
 import tolerances
-from compare import Tally, checked_distance
+from compare import check_model
 from folders import MODEL, SHARDS, RunFolder, Spec, digest, listing, make_run, read_model
 from relex_ext import (
     Extrapolation,
@@ -96,19 +96,7 @@ def weights_of(out: Path) -> dict[str, str]:
 
 
 def assert_values(folder: Path, run: RunFolder, target: float, dtype: str | None = None) -> None:
-    """The oracle's, rounded. Of float32 every element, of 16-bit dtypes the share of bits, too."""
-    found = read_model(folder)
-    tally = Tally()
-    for name in TRAINED:
-        out = dtype or run.step_tensors[run.steps[-1]][name].dtype
-        rows = [run.step_tensors[s][name].values for s in run.steps]
-        base = run.base_tensors[name].values
-        answer = run.forecast(name, [target])
-        distance = checked_distance(found[name].words, out, base, rows, answer)
-        if out != "F32":
-            tally.add(out, distance)
-    if dtype != "F32":
-        tally.check()
+    check_model(folder, run, TRAINED, target, dtype)
 
 
 # ---- values and bytes --------------------------------------------------------------------------

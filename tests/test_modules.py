@@ -371,7 +371,7 @@ def test_too_few_or_unnamed_steps() -> None:
     with pytest.raises(InputError, match="snapshots: expected at least 2 steps, found 1"):
         extrapolate_module(module, base, {10: snapshots[10]}, TARGET)
     with pytest.raises(InputError, match=r"snapshots: .*found the key 'step_10'"):
-        extrapolate_module(module, base, {"step_10": snapshots[10]}, TARGET)  # type: ignore
+        extrapolate_module(module, base, {"step_10": snapshots[10]}, TARGET)
 
 
 def test_modules_that_cannot_be_moved() -> None:

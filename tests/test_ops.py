@@ -1,12 +1,8 @@
-"""torch.ops.relex.*: values on the CPU, and everything torch asks of an operator."""
+"""torch.ops.relex.*: values on the CPU, and what is refused."""
 
 from __future__ import annotations
 
 import gc
-import os
-import subprocess
-import sys
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,32 +10,26 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from relex_ext import InputError, combine_tensors, gram, ops, rank1
+from relex_ext import InputError, combine_tensors, gram, rank1
 from tables import SIZES
 from tensors import (
+    BF16,
+    F16,
+    F32,
+    MIXES,
     NAME,
+    OPS,
+    Tensors,
+    calls,
     check_combine,
     check_gram,
     check_power_step,
     run,
+    same_bytes,
     vectors_of,
     weights_of,
     words,
 )
-
-F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
-OPS = torch.ops.relex
-
-MIXES = [
-    (F32, (F32,)),
-    (F16, (F16,)),
-    (BF16, (BF16,)),
-    (F32, (BF16,)),
-    (BF16, (F32, F16, BF16)),
-]
-"""(dtype of the base, dtypes of the snapshots in turn)."""
-
-Tensors = list[torch.Tensor]
 
 
 def check_all(snapshots: Tensors, base: torch.Tensor | None, k: int = 3) -> None:
@@ -54,21 +44,6 @@ def check_all(snapshots: Tensors, base: torch.Tensor | None, k: int = 3) -> None
         check_combine(found, snapshots, weights, base, NAME[dtype])
     last = OPS.combine(snapshots, base, weights)
     assert [x.dtype for x in last] == [snapshots[-1].dtype] * 2
-
-
-def same_bytes(a: Any, b: Any) -> bool:
-    flat_a, flat_b = ([x] if isinstance(x, torch.Tensor) else list(x) for x in (a, b))
-    pairs = zip(flat_a, flat_b, strict=True)
-    return all(torch.equal(x.view(torch.uint8), y.view(torch.uint8)) for x, y in pairs)
-
-
-def calls(snapshots: Tensors, base: torch.Tensor | None) -> dict[str, Callable[[], Any]]:
-    rows = len(snapshots)
-    return {
-        "gram": lambda: OPS.gram(snapshots, base),
-        "power_step": lambda: OPS.power_step(snapshots, base, vectors_of(rows, 2)),
-        "combine": lambda: OPS.combine(snapshots, base, weights_of(2, rows)),
-    }
 
 
 # ---- values ------------------------------------------------------------------------------------
@@ -292,188 +267,3 @@ def test_meta_tensors_give_shapes() -> None:
     made = OPS.combine(snapshots, None, weights_of(2, 3))
     assert [(x.shape, x.dtype) for x in made] == [((6, 7), BF16)] * 2
     assert combine_tensors(snapshots, [1.0, 0.0, 2.0], dtype="f32").dtype == F32
-
-
-# ---- opcheck and torch.compile -----------------------------------------------------------------
-
-
-def samples() -> dict[str, tuple[Tensors, torch.Tensor | None]]:
-    mixed, base = run(3, (5, 7), (F32, F16, BF16), BF16)
-    wide, origin = run(6, (40, 30))
-    parameters = [torch.nn.Parameter(s) for s in run(2, (9,), (F32,), F32)[0]]
-    return {
-        "mixed": (mixed, base),
-        "no base": (mixed, None),
-        "views": ([s.t()[1:, ::2] for s in wide], origin.t()[1:, ::2]),
-        "one": (mixed[:1], base),
-        "the same twice": ([mixed[0], mixed[0]], mixed[0]),
-        "parameters": (list(parameters), None),
-        "empty": ([torch.zeros(0, 3)] * 2, None),
-        "scalar": ([torch.tensor(1.5), torch.tensor(2.0)], torch.tensor(1.0)),
-    }
-
-
-@pytest.mark.parametrize("sample", samples())
-def test_opcheck(sample: str) -> None:
-    snapshots, base = samples()[sample]
-    rows = len(snapshots)
-    for args, kwargs in (
-        ((OPS.gram.default, (snapshots, base)), {}),
-        ((OPS.power_step.default, (snapshots, base, vectors_of(rows, 2))), {}),
-        ((OPS.combine.default, (snapshots, base, weights_of(2, rows))), {}),
-        ((OPS.combine.default, (snapshots, base, weights_of(1, rows))), {"dtype": BF16}),
-    ):
-        found = torch.library.opcheck(*args, kwargs)
-        assert set(found.values()) == {"SUCCESS"}
-        assert len(found) >= 4
-
-
-def through_operators(snapshots: Tensors, base: torch.Tensor, weights: torch.Tensor) -> Any:
-    g = OPS.gram(snapshots, base) * 2
-    y, energy = OPS.power_step(snapshots, base, weights.t())
-    made = OPS.combine(snapshots, base, weights, dtype=torch.float32)
-    return g, y + 1, energy, made[0] - base, made[1]
-
-
-def through_functions(snapshots: Tensors, base: torch.Tensor, weights: torch.Tensor) -> Any:
-    g = gram(snapshots, base) * 2
-    made = combine_tensors(snapshots, weights, base, dtype=torch.float32)
-    alone = combine_tensors(snapshots, [0.5] * len(snapshots), base)
-    return g, made[0] - base, made[1], alone, gram(torch.stack(snapshots))
-
-
-@pytest.fixture
-def compiler() -> Any:
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
-
-
-@pytest.mark.usefixtures("compiler")
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own, inside inductor
-@pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"])
-@pytest.mark.parametrize("function", [through_operators, through_functions])
-@pytest.mark.parametrize("dynamic", [None, True])
-def test_compiled_whole(backend: str, function: Callable[..., Any], dynamic: bool | None) -> None:
-    compiled = torch.compile(function, fullgraph=True, backend=backend, dynamic=dynamic)
-    for shape in ((40, 3), (50, 4)):
-        snapshots, base = run(3, shape)
-        snapshots[1] = torch.nn.Parameter(snapshots[1])
-        weights = weights_of(2, 3)
-        for expected, found in zip(
-            function(snapshots, base, weights), compiled(snapshots, base, weights), strict=True
-        ):
-            assert torch.equal(expected, found)
-            assert not found.requires_grad
-
-
-@pytest.mark.usefixtures("compiler")
-def test_compiled_refusals() -> None:
-    compiled = torch.compile(lambda x: OPS.gram([x, x[1:]], None), backend="eager")
-    with pytest.raises(Exception, match=r"snapshots\[1\]: expected shape"):
-        compiled(torch.ones(4))
-
-
-def test_exported() -> None:
-    class Module(torch.nn.Module):
-        def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-            return OPS.gram([a, b], None)
-
-    a, b = (torch.from_numpy(np.random.default_rng(i).normal(size=50)).float() for i in (1, 2))
-    program = torch.export.export(Module(), (a, b))
-    check_gram(program.module()(a, b), [a, b], None)
-
-
-SCRIPT = """
-import torch
-import relex_ext
-assert "relex_ext.ops" not in __import__("sys").modules
-x, y = torch.arange(6.0), torch.ones(6)
-compiled = torch.compile(lambda x, y: relex_ext.gram([x, y]), backend="eager", fullgraph=True)
-assert compiled(x, y).tolist() == [[55.0, 15.0], [15.0, 6.0]]
-"""
-
-
-def test_first_use_inside_a_compiled_function() -> None:
-    """Registration then happens while torch.compile traces."""
-    subprocess.run([sys.executable, "-c", SCRIPT], check=True, timeout=300)
-
-
-def test_plain_numpy_needs_no_torch() -> None:
-    script = (
-        "import sys, numpy, relex_ext;"
-        "assert 'numpy' in sys.modules and 'torch' not in sys.modules;"
-        "x = numpy.ones((2, 4), numpy.float32);"
-        "assert relex_ext.gram(x).tolist() == [[4.0, 4.0]] * 2;"
-        "assert relex_ext.combine_tensors(x, [1, 1]).tolist() == [2.0] * 4;"
-        "assert relex_ext.rank1(x).sigma > 2.8;"
-        "assert 'torch' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", script], check=True, timeout=300)
-
-
-# ---- the GPUs' kernels, as the processor runs them ----------------------------------------------
-
-
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-"""Triton decides when it is imported: test_interpreted has a process of its own for it."""
-
-KERNELS = ["cuda", "triton"] if INTERPRETED else ["cuda"]
-
-
-def device_kernels(name: str) -> ops.Kernels:
-    """Emulated or interpreted, on host memory."""
-    device = torch.device("cpu")
-    if name == "triton":
-        return ops.TritonKernels(device)
-    emulated = pytest.importorskip(
-        "relex_ext._cuda_emulated", reason="relex_ext was not built with RELEX_EMULATION=ON"
-    )
-    return ops.CudaKernels(device, emulated)
-
-
-@pytest.mark.parametrize("name", KERNELS)
-@pytest.mark.parametrize(("base", "rows"), MIXES)
-def test_device_kernels(name: str, base: torch.dtype, rows: tuple[torch.dtype, ...]) -> None:
-    kernels = device_kernels(name)
-    snapshots, origin = run(5, (3, 101), rows, base)
-    for start in (origin, None):
-        check_gram(ops.gram(snapshots, start, kernels), snapshots, start)
-        u = vectors_of(5, 3)
-        found = ops.power_step(snapshots, start, u.double(), kernels)
-        check_power_step(*found, snapshots, start, u)
-        weights = weights_of(5, 5)
-        for dtype in (F32, BF16):
-            made = ops.combine(snapshots, start, weights, dtype, kernels)
-            check_combine(made, snapshots, weights, start, NAME[dtype])
-
-
-@pytest.mark.parametrize("name", KERNELS)
-@pytest.mark.parametrize("offset", [1, 3])
-def test_device_kernels_on_unaligned_views(name: str, offset: int) -> None:
-    kernels = device_kernels(name)
-    snapshots, base = run(3, (301,))
-    views, origin = [s[offset:] for s in snapshots], base[offset:]
-    check_gram(ops.gram(views, origin, kernels), views, origin)
-    made = ops.combine(views, origin, weights_of(1, 3), None, kernels)
-    check_combine(made, views, weights_of(1, 3), origin, "BF16")
-
-
-@pytest.mark.skipif(INTERPRETED, reason="this process interprets")
-def test_interpreted() -> None:
-    pytest.importorskip("triton")
-    command = [sys.executable, "-m", "pytest", "-q", "-k", "device_kernels and triton", __file__]
-    env = {**os.environ, "TRITON_INTERPRET": "1"}
-    done = subprocess.run(command, env=env, timeout=600, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout
-    assert "skipped" not in done.stdout and "passed" in done.stdout
-
-
-# ---- devices without kernels -------------------------------------------------------------------
-
-
-def test_a_device_that_nothing_computes_on_is_named() -> None:
-    with pytest.raises(InputError, match=r"xpu:0: nothing computes there; cuda: .*; triton: "):
-        ops.device_kernels(torch.device("xpu", 0))
-    with pytest.raises(InputError, match="backend: expected auto, cuda or triton for cuda:0"):
-        ops.device_kernels(torch.device("cuda", 0), "cpu")

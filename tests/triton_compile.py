@@ -175,7 +175,7 @@ def launch_every_setting() -> None:
 def main() -> None:
     assert not kernels.INTERPRETED.value
     compiler = Compiler(TARGETS[sys.argv[1]])
-    kernels._launch = compiler  # type: ignore[assignment]
+    kernels._launch = compiler
     launch_some()
     launch_every_setting()
     if sys.argv[2:] == ["more"]:
