@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from folders import read_model
 from relex_ext import InputError, combine_tensors, extrapolate, extrapolate_module, gram, ops, rank1
 from tensors import (
+    MIXES,
     NAME,
     check_combine,
     check_gram,
@@ -25,7 +26,7 @@ from tensors import (
     words,
 )
 from test_modules import STEPS, TARGET, Net, save, trained
-from test_ops import MIXES, samples, through_functions, through_operators
+from test_ops_compile import samples, through_functions, through_operators
 
 pytestmark = pytest.mark.gpu
 
