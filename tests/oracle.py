@@ -5,7 +5,7 @@ Written apart from the package: nothing here is imported from it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,6 +85,15 @@ def svd(m: Float64) -> tuple[Float64, Float64, Float64]:
     return u * sign, sigma, vt * sign[:, None]
 
 
+def on_rows(
+    steps: Sequence[int], targets: Sequence[float], step_scale: float = 1.0, window: int = 0
+) -> tuple[Float64, Float64]:
+    """The axis of the authors' script: rows 0 … W−1 of the window, and targets beyond them."""
+    rows = np.arange(window or len(steps), dtype=np.float64)
+    wanted = [round(target * step_scale) for target in targets]
+    return rows, np.array([rows[-1] + (target - steps[-1]) for target in wanted], np.float64)
+
+
 def forecast(
     base: Float64,
     rows: Sequence[Float64],
@@ -121,3 +130,97 @@ def forecast(
     return Forecast(
         u[:, :rank], sigma[:rank], share, slope, intercept, np.array(r2), theta, weights
     )
+
+
+# ---- other methods than a line through all coefficients -----------------------------------------
+
+Function = Callable[[Float64], Float64]
+
+
+def curve(x: Float64, y: Float64, fit: str, degree: int = 2) -> Function:
+    """The least-squares curve of a kind."""
+    if fit == "sine":
+        return sine(x, y)
+    powers = np.vander(x - x[0], 2 if fit == "linear" else degree + 1)
+    found = np.linalg.lstsq(powers, y, rcond=None)[0]
+    return lambda at: np.polyval(found, np.asarray(at, np.float64) - x[0])
+
+
+def sine(x: Float64, y: Float64) -> Function:
+    """A·sin(2πf x + φ) + C: every frequency of a dense grid is tried, the best one's neighbourhood
+    is searched."""
+
+    def solved(f: float) -> tuple[float, Float64]:
+        angle = 2 * np.pi * f * (x - x[0])
+        basis = np.stack([np.sin(angle), np.cos(angle), np.ones_like(x)], axis=1)
+        shares = np.linalg.lstsq(basis, y, rcond=None)[0]
+        return float(np.sum((y - basis @ shares) ** 2)), shares
+
+    span = x[-1] - x[0]
+    grid = np.concatenate([np.geomspace(1e-3, 0.1, 60), np.arange(0.1, (len(x) - 1) / 2, 0.02)])
+    best = int(np.argmin([solved(f / span)[0] for f in grid]))
+    low, high = grid[max(best - 1, 0)] / span, grid[min(best + 1, len(grid) - 1)] / span
+    for _ in range(90):
+        left, right = low + (high - low) / 3, high - (high - low) / 3
+        if solved(left)[0] < solved(right)[0]:
+            high = right
+        else:
+            low = left
+    f = (low + high) / 2
+    a, b, c = solved(f)[1]
+
+    def at(times: Float64) -> Float64:
+        angle = 2 * np.pi * f * (np.asarray(times, np.float64) - x[0])
+        return a * np.sin(angle) + b * np.cos(angle) + c
+
+    return at
+
+
+def leading(m: Float64, rank: int) -> list[tuple[Float64, Float64]]:
+    """(c_k, v_k) of the leading directions."""
+    u, sigma, vt = svd(m)
+    return [(sigma[k] * u[:, k], vt[k]) for k in range(min(rank, len(sigma)))]
+
+
+def movement(
+    method: str,
+    m: Float64,
+    steps: Sequence[int],
+    targets: Sequence[float],
+    rank: int = 1,
+    fit: str = "linear",
+    degree: int = 2,
+    window: int | None = None,
+    alpha: float | None = None,
+    decay: float = 0.9,
+    step_scale: float = 1.0,
+) -> Float64:
+    """θ̂ − θ₀ at each target, by the method's definition on M itself; times are step numbers."""
+    s = np.asarray(steps, np.float64)
+    at = np.asarray(targets, np.float64) * step_scale
+    rows = [list(steps).index(t) for t in targets if t in steps]
+    if method == "reconstruct":
+        return sum(np.outer(c[rows], v) for c, v in leading(m, rank))
+    if method in ("relex", "fit-reconstruct", "pinned"):
+        start = -window if window else 0
+        found = np.zeros((len(targets), m.shape[1]))
+        for c, v in leading(m, rank):
+            predicted = curve(s[start:], c[start:], fit, degree)
+            values = predicted(at) - (predicted(s[-1:]) if method == "pinned" else 0.0)
+            found += np.outer(values, v)
+        return found + m[-1] if method == "pinned" else found
+    if method == "latest":
+        return np.stack([m[-1]] * len(targets))
+    if method == "secant":
+        return np.stack([m[-1] / s[-1] * t for t in at])
+    if method == "two-point":
+        j = 0 if window is None else len(s) - 1 - window
+        return np.stack([m[-1] + (t - s[-1]) * (m[-1] - m[j]) / (s[-1] - s[j]) for t in at])
+    if method == "first-update":
+        return np.stack([m[0] * (t / s[0] if alpha is None else alpha) for t in at])
+    assert method == "ema"
+    average, total = m[0], 1.0
+    for gap, row in zip(np.diff(s), m[1:], strict=True):
+        faded = total * decay**gap
+        average, total = (average * faded + row) / (faded + 1.0), faded + 1.0
+    return np.stack([average] * len(targets))

@@ -111,11 +111,9 @@ def test_resolve_takes_mappings_pairs_lists_and_folders(tmp_path: Path) -> None:
     assert list(resolve([str(f) for f in folders.values()]).items()) == expected
 
 
-def test_resolve_refuses_duplicates_and_nameless(tmp_path: Path) -> None:
+def test_resolve_refuses_duplicates(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="step 3 twice"):
         resolve([(3, tmp_path / "x"), (3, tmp_path / "y")])
-    with pytest.raises(InputError, match="states no step"):
-        resolve([tmp_path / "final"])
 
 
 FOUND = {step: Path(str(step)) for step in (5, 10, 20, 40)}

@@ -254,7 +254,8 @@ def test_wrong_input_is_one_line(run: RunFolder, tmp_path: Path, case: str) -> N
         (("--threads", 0), "threads"),
         (("--backend", "gpu"), "backend"),
         (("--step-scale", "inf"), "step_scale"),
-        (("--checkpoints", "elsewhere"), "STEP=DIR"),
+        (("--checkpoints", "elsewhere"), "elsewhere: expected a folder of checkpoints"),
+        (("--checkpoints", "40=elsewhere"), "a mixture"),
         (("--scan", __file__), "test_cli.py"),
     ],
 )

@@ -12,7 +12,8 @@ import tolerances
 from folders import RunFolder, Spec, make_run
 from oracle import Float64
 from relex_ext import InputError, Scan, forecast, scan
-from relex_ext.forecasts import Options, fit_line, relex, spectrum_of_gram
+from relex_ext.forecasts import Source, fit_line
+from relex_ext.methods import Options, weigh
 
 IRREGULAR = (3, 10, 12, 40, 41, 90)
 
@@ -25,7 +26,8 @@ def exact_weights(
 ) -> tuple[Float64, tuple]:
     """The package's weights from an exact Gram matrix."""
     given = Options(**options)
-    return relex(spectrum_of_gram(m @ m.T, given.rank), steps, targets, given)
+    source = Source("w", m @ m.T)
+    return weigh(source, steps, targets, given, given.strengths(targets))
 
 
 def drift(rows: int, columns: int = 400, seed: int = 0) -> Float64:
@@ -44,8 +46,10 @@ def test_against_the_svd(rank: int, rows: int, axis: str, scale: float) -> None:
     m = drift(rows)
     steps = tuple(int(s) for s in np.cumsum(np.random.default_rng(rows).integers(1, 30, rows)))
     targets = (0.0, 500.0, 62.5, -10.0)
-    x = steps if axis == "step" else tuple(range(rows))
-    expected = oracle.forecast(np.zeros(m.shape[1]), list(m), x, targets, rank, scale)
+    x, at = steps, np.array(targets) * scale
+    if axis == "index":
+        x, at = oracle.on_rows(steps, targets, scale)
+    expected = oracle.forecast(np.zeros(m.shape[1]), list(m), x, at, rank)
     weights, fits = exact_weights(m, steps, targets, rank=rank, time_axis=axis, step_scale=scale)
     size = np.abs(expected.weights).max()
     assert np.allclose(weights, expected.weights, rtol=0, atol=1e-8 * size)
@@ -145,8 +149,10 @@ def test_forecast_of_a_scan(
     found = forecast(whole, targets, rank=rank, time_axis=axis, step_scale=scale)
     assert (found.steps, found.targets) == (IRREGULAR, tuple(targets))
     for name in ("w", "v"):
-        x = IRREGULAR if axis == "step" else range(len(IRREGULAR))
-        expected = run.forecast(name, targets, rank, axis=tuple(x), step_scale=scale)
+        x, at = IRREGULAR, [target * scale for target in targets]
+        if axis == "index":
+            x, at = oracle.on_rows(IRREGULAR, targets, scale)
+        expected = run.forecast(name, at, rank, axis=tuple(x))
         m = oracle.deltas(
             run.base_tensors[name].values,
             [run.step_tensors[s][name].values for s in IRREGULAR],

@@ -13,22 +13,28 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from relex_ext.errors import InputError, OutputError, RelexError
+    from relex_ext.errors import EvaluationError, InputError, OutputError, RelexError
     from relex_ext.forecasts import Component, Weights
     from relex_ext.inmemory import Rank1, combine_tensors, gram, rank1
     from relex_ext.job import Extrapolation
     from relex_ext.modules import extrapolate_module
     from relex_ext.pipeline import combine, extrapolate, forecast, scan
+    from relex_ext.reports import Report, report
     from relex_ext.scans import Scan
+    from relex_ext.searches.found import Search
+    from relex_ext.searches.run import search
 
 _HOME = {
     "Component": "forecasts",
+    "EvaluationError": "errors",
     "Extrapolation": "job",
     "InputError": "errors",
     "OutputError": "errors",
     "Rank1": "inmemory",
     "RelexError": "errors",
+    "Report": "reports",
     "Scan": "scans",
+    "Search": "searches.found",
     "Weights": "forecasts",
     "combine": "pipeline",
     "combine_tensors": "inmemory",
@@ -37,17 +43,22 @@ _HOME = {
     "forecast": "pipeline",
     "gram": "inmemory",
     "rank1": "inmemory",
+    "report": "reports",
     "scan": "pipeline",
+    "search": "searches.run",
 }
 
 __all__ = [
     "Component",
+    "EvaluationError",
     "Extrapolation",
     "InputError",
     "OutputError",
     "Rank1",
     "RelexError",
+    "Report",
     "Scan",
+    "Search",
     "Weights",
     "__version__",
     "combine",
@@ -57,7 +68,9 @@ __all__ = [
     "forecast",
     "gram",
     "rank1",
+    "report",
     "scan",
+    "search",
 ]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
 import struct
@@ -25,6 +26,8 @@ PathLike: TypeAlias = "str | os.PathLike[str]"
 Checkpoints: TypeAlias = (
     "PathLike | Mapping[int, PathLike] | Sequence[tuple[int, PathLike]] | Sequence[PathLike]"
 )
+
+LOG = logging.getLogger("relex_ext")
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -107,21 +110,49 @@ def step_of(name: str) -> int | None:
 
 
 def resolve(checkpoints: Checkpoints) -> dict[int, Path]:
-    """A run folder, a mapping, pairs or step-named folders → ``{step: folder}`` sorted by step."""
+    """A run folder, a mapping, pairs, step-named folders or the run folders of several phases →
+    ``{step: folder}`` sorted by step.
+
+    Raises:
+        InputError: one step twice, no step at all, or a mixture of these.
+    """
     if isinstance(checkpoints, (str, os.PathLike)):
         return discover(checkpoints)
-    pairs: Iterable[Any] = checkpoints.items() if isinstance(checkpoints, Mapping) else checkpoints
+    given: list[Any] = [*(checkpoints.items() if isinstance(checkpoints, Mapping) else checkpoints)]
+    folders = [Path(one) for one in given if isinstance(one, (str, os.PathLike))]
+    steps = [step_of(folder.name) for folder in folders]
+    runs = [folder for folder, step in zip(folders, steps, strict=True) if step is None]
+    if len(folders) not in (0, len(given)) or len(runs) not in (0, len(folders)):
+        raise InputError(
+            "checkpoints: expected step=folder pairs, folders named after their steps, or run "
+            f"folders, found a mixture: {runs[0] if runs else folders[0]} is another kind"
+        )
+    if runs:
+        return _join_phases(runs)
+    pairs: Iterable[Any] = zip(steps, folders, strict=True) if folders else given
     found: dict[int, Path] = {}
-    for pair in pairs:
-        if isinstance(pair, (str, os.PathLike)):
-            folder = Path(pair)
-            step = step_of(folder.name)
-            if step is None:
-                raise InputError(f"{folder}: its name states no step; give it as step=folder")
-        else:
-            step, folder = int(pair[0]), Path(pair[1])
-        _add_step(found, step, folder)
+    for step, folder in pairs:
+        _add_step(found, int(step), Path(folder))
     return dict(sorted(found.items()))
+
+
+def _join_phases(runs: Sequence[Path]) -> dict[int, Path]:
+    """The phases of one training, in their order. A phase that does not begin beyond the steps
+    before it has counted from the start again: its steps are added to the last of those."""
+    found = discover(runs[0])
+    for run in runs[1:]:
+        last = max(found)
+        phase = discover(run)
+        again = min(phase) <= last
+        count = last if again else 0
+        LOG.info(
+            "%s: steps %s to %s count as %s to %s: it %s", run, min(phase), max(phase),
+            min(phase) + count, max(phase) + count,
+            f"began again after step {last}" if again else f"goes on after step {last}",
+        )  # fmt: skip
+        for step, folder in phase.items():
+            _add_step(found, step + count, folder)
+    return found
 
 
 def select(

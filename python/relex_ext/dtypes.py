@@ -44,6 +44,14 @@ def parse(dtype: str) -> str:
     return name
 
 
+def parse_delta(dtype: str) -> str:
+    """What deltas are rounded to: ``"F32"`` or ``"F16"``."""
+    name = _ALIASES.get(str(dtype).removeprefix("torch.").lower())
+    if name not in ("F32", "F16"):
+        raise InputError(f"delta_dtype: expected float32 or float16, found {dtype}")
+    return name
+
+
 def to_float32(words: NDArray[Any], name: str) -> NDArray[np.float32]:
     """Raw little-endian values of dtype ``name`` as float32. Exact; copies unless F32."""
     if name == "F32":

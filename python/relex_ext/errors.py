@@ -13,3 +13,7 @@ class InputError(RelexError):
 
 class OutputError(RelexError):
     """The output cannot be written where it was asked for."""
+
+
+class EvaluationError(RelexError):
+    """The user's evaluation command failed, took too long or printed no score."""

@@ -1,12 +1,7 @@
-"""G → weights. A method is a function of the Gram matrix, the steps and the target; nothing here
-reads a shard.
+"""What forecasts are made of: spectra, the fits of their coefficients, weights.
 
 Notation (RELEX, arXiv 2605.21468): Δ_t = θ_t − θ₀ for T checkpoints, G = ΔΔᵀ = Σ_k σ_k² u_k u_kᵀ,
-coefficients c_k = σ_k u_k, a least-squares line ĉ_k(s) = a_k s + b_k through them, and
-
-    θ̂(s*) = θ₀ + Σ_k ĉ_k(s*) v_k = θ₀ + Σ_t w_t Δ_t ,   w = Σ_k u_k ĉ_k(s*) / σ_k ,
-
-because v_k = Δᵀu_k / σ_k.
+coefficients c_k = σ_k u_k, directions v_k = Δᵀu_k / σ_k. What becomes of them: methods.py.
 """
 
 from __future__ import annotations
@@ -19,8 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from relex_ext.errors import InputError
-
-TIME_AXES = ("step", "index")
 
 FARTHEST = 1e15
 """The largest step: float64 still counts by ones there, and a folder can be named after it."""
@@ -40,16 +33,64 @@ class Spectrum:
 
 
 @dataclass(frozen=True, slots=True)
+class Source:
+    """What a scan knows of one tensor, for a method to ask.
+
+    ``found``: G (T, T), power iteration's leading pairs, or None where nothing was scanned.
+    ``rows``: the checkpoints that count, by their rows in it; None: all.
+    """
+
+    name: str
+    found: NDArray[np.float64] | Spectrum | None
+    rows: Sequence[int] | None = None
+
+    @property
+    def gram(self) -> NDArray[np.float64]:
+        """G of the rows.
+
+        Raises:
+            InputError: there is none.
+        """
+        if isinstance(self.found, Spectrum):
+            what = "this method" if self.rows is None else "a subset"
+            raise InputError(
+                f"scan: tensor {self.name}: holds power iteration's vectors of all "
+                f"{len(self.found.u)} steps; {what} needs a scan with solver gram"
+            )
+        if self.found is None:
+            raise InputError(f"scan: tensor {self.name}: missing")
+        return self.found if self.rows is None else self.found[np.ix_(self.rows, self.rows)]
+
+    def spectrum(self, rank: int) -> Spectrum:
+        """The leading ``rank`` pairs, fewer if there are fewer rows.
+
+        Raises:
+            InputError: the scan does not hold them.
+        """
+        if not isinstance(self.found, Spectrum) or self.rows is not None:
+            return spectrum_of_gram(self.gram, rank)
+        u, sigma = self.found.u, self.found.sigma
+        if min(rank, len(u)) > len(sigma):
+            raise InputError(
+                f"scan: tensor {self.name}: expected rank {rank}, found {len(sigma)}; "
+                "scan again with that rank or solver gram"
+            )
+        return Spectrum(u[:, :rank], sigma[:rank], self.found.energy)
+
+
+@dataclass(frozen=True, slots=True)
 class Component:
-    """One rank of one tensor: σ, its share of the energy, and the line through c_t = σ u_t."""
+    """One rank of one tensor: σ, its share of the energy, and the curve through c_t = σ u_t."""
 
     sigma: float
     explained_variance: float
-    slope: float
-    """Change of c per step (or per row, with ``time_axis="index"``)."""
-    intercept: float
-    r2: float
-    """1 − SSE/SST of the line over the observed steps."""
+    slope: float | None
+    """Of a line: change of c per step (or per row, with ``time_axis="index"``)."""
+    intercept: float | None
+    r2: float | None
+    """1 − SSE/SST of the curve over the steps it was fitted to; None where none was."""
+    parameters: tuple[float, ...] = ()
+    """The curve's: (a, b); a polynomial's, the highest power first; a sine's (A, f, φ, C)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,31 +98,15 @@ class Weights:
     """What to write: for every tensor one weight per checkpoint and target.
 
     ``tensors``: name → float64 of shape (targets, T); ``components``: name → the fits they came
-    from, leading rank first, empty for a frozen tensor or hand-made weights.
+    from, leading rank first, empty for a frozen tensor, a method without any, or hand-made weights;
+    ``strengths``: λ of each target, empty for hand-made weights.
     """
 
     steps: tuple[int, ...]
     targets: tuple[float, ...]
     tensors: Mapping[str, NDArray[np.float64]]
     components: Mapping[str, tuple[Component, ...]]
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """How a target becomes weights. ``step_scale`` multiplies every target before the line."""
-
-    rank: int = 1
-    time_axis: str = "step"
-    step_scale: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise InputError(f"rank: expected at least 1, found {self.rank}")
-        if self.time_axis not in TIME_AXES:
-            expected = " or ".join(TIME_AXES)
-            raise InputError(f"time_axis: expected {expected}, found {self.time_axis}")
-        if not math.isfinite(self.step_scale):
-            raise InputError(f"step_scale: expected a finite number, found {self.step_scale}")
+    strengths: tuple[float, ...] = ()
 
 
 def check_targets(targets: Iterable[float] | float) -> tuple[float, ...]:
@@ -122,37 +147,12 @@ def fit_line(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[float, flo
     centred = x - mean
     slope = float(centred @ y / (centred @ centred))
     intercept = float(y.mean() - slope * mean)
-    residual = y - (slope * x + intercept)
+    return slope, intercept, r_squared(y, slope * x + intercept)
+
+
+def r_squared(y: NDArray[np.float64], fitted: NDArray[np.float64]) -> float:
+    """1 − SSE/SST; 0 for a constant y."""
+    residual = y - fitted
     total = float(((y - y.mean()) ** 2).sum())
     varies = total > (len(y) * np.finfo(np.float64).eps) ** 2 * float(y @ y)
-    return slope, intercept, 1.0 - float(residual @ residual) / total if varies else 0.0
-
-
-def axis_of(steps: Sequence[int], options: Options) -> NDArray[np.float64]:
-    """Where the rows lie on the time axis of the fit."""
-    if options.time_axis == "index":  # the authors' script: row numbers against step targets
-        return np.arange(len(steps), dtype=np.float64)
-    return np.array(steps, np.float64)
-
-
-def relex(
-    spectrum: Spectrum, steps: Sequence[int], targets: Sequence[float], options: Options
-) -> tuple[NDArray[np.float64], tuple[Component, ...]]:
-    """Weights (targets, T) of the rank-r linear forecast of one tensor, and its fits.
-
-    A frozen tensor (zero energy) gets zero weights and no component; so do ranks whose σ is zero.
-    """
-    x = axis_of(steps, options)
-    weights = np.zeros((len(targets), len(steps)))
-    components = []
-    at = np.array(targets, np.float64) * options.step_scale
-    floor = spectrum.energy * len(steps) * np.finfo(np.float64).eps
-    for k in range(min(options.rank, len(spectrum.sigma))):
-        sigma, u = float(spectrum.sigma[k]), spectrum.u[:, k]
-        if sigma * sigma <= floor:
-            break
-        slope, intercept, r2 = fit_line(x, sigma * u)
-        weights += np.outer((slope * at + intercept) / sigma, u)
-        share = min(1.0, sigma**2 / spectrum.energy)  # fp32 sums may round it past 1
-        components.append(Component(sigma, share, slope, intercept, r2))
-    return weights, tuple(components)
+    return 1.0 - float(residual @ residual) / total if varies else 0.0

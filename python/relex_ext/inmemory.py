@@ -357,8 +357,17 @@ def leading_spectrum(source: Source, solver: str, rank: int = 1) -> Spectrum:
             return power.spectrum(u, values, float(energy.sum()))
         except power.OutOfRange:
             pass  # the Gram's fp64 path answers
+    return spectrum_of_gram(finite_gram(source), rank)
+
+
+def finite_gram(source: Source) -> NDArray[np.float64]:
+    """G (T, T).
+
+    Raises:
+        NotFinite: the deltas are not.
+    """
     found = source.gram()
     wrong = np.flatnonzero(~np.isfinite(np.diag(found)))
     if wrong.size > 0:
         raise NotFinite(int(wrong[0]))
-    return spectrum_of_gram(found, rank)
+    return found

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,15 @@ from relex_ext import __version__, dtypes
 from relex_ext.backends import Choice
 from relex_ext.checkpoints import PathLike
 from relex_ext.engine import Run, Tick
-from relex_ext.forecasts import Component, Options, Spectrum, Weights, relex, spectrum_of_gram
+from relex_ext.forecasts import Source, Spectrum, Weights
+from relex_ext.formulas import Found
+from relex_ext.layout import Layout
 from relex_ext.machine import Machine
+from relex_ext.methods import AUTO, Options, weigh, weigh_scan
 from relex_ext.output import SCAN, Output, check_output, check_space, target_name
 from relex_ext.plan import Plan, TensorPlan, free_space
 from relex_ext.runs import run_plan
-from relex_ext.scans import ScanFile, planned_layout
+from relex_ext.scans import Scan, ScanFile, planned_layout
 from relex_ext.trajectory import Trajectory, folder_of
 
 
@@ -29,13 +32,13 @@ from relex_ext.trajectory import Trajectory, folder_of
 class Extrapolation:
     """What a run did, or with ``dry_run`` would do.
 
-    ``folders``: target → the model folder written for it; ``weights``: what went into them (None
-    for a dry run without a scan); ``free_space``: bytes, where ``out`` is; ``backend``: what
-    computes, and why that.
+    ``folders``: target, or the name it was given, → the model folder written for it; ``weights``:
+    what went into them (None for a dry run without a scan); ``free_space``: bytes, where ``out``
+    is; ``backend``: what computes, and why that.
     """
 
     out: Path
-    folders: Mapping[float, Path]
+    folders: Mapping[float | str, Path]
     plan: Plan
     free_space: int
     weights: Weights | None
@@ -55,9 +58,12 @@ class Job:
         dtype: str | None,
         overwrite: bool,
         progress: bool,
+        names: Sequence[str] | None = None,
     ) -> None:
         self.trajectory = trajectory
         self.targets = targets
+        self.names = names or [target_name(target) for target in targets]
+        self.keys: Sequence[float | str] = names or targets
         self.out = Path(out)
         self.machine = machine
         self.dtype = None if dtype is None else dtypes.parse(dtype)
@@ -75,58 +81,96 @@ class Job:
         keep: Path | None = None,
         dry_run: bool = False,
     ) -> Extrapolation:
+        """``weights``: known already, so that nothing is scanned; ``keep``: a file for the scan."""
         trajectory = self.trajectory
+        # Which strength is right shows in all tensors together, before the first is combined.
+        apart = weights is None and options.strength == AUTO
         rows = None if weights is None else _rows_needed(weights)
         choice, plan = self.machine.lay_out(
             trajectory, targets=len(self.targets), scanned=weights is not None,
             solver="auto" if solver == "none" else solver, rank=options.rank, dtype=self.dtype,
-            rows_read=rows,
+            rows_read=rows, apart=apart,
         )  # fmt: skip
         free = free_space(self.out)
-        folders = {t: self.out / target_name(t) for t in self.targets}
+        folders = {k: self.out / name for k, name in zip(self.keys, self.names, strict=True)}
         if dry_run:
             return Extrapolation(self.out, folders, plan, free, weights, {}, str(choice))
         check_space(self.out, plan.bytes_written, free)
-        fitted: dict[str, tuple[NDArray[np.float64], tuple[Component, ...]]] = {}
+        fitted: dict[str, Found] = {}
         with ExitStack() as stack:
             tick = stack.enter_context(ProgressBar(plan.bytes_read, "relex", self.progress))
             writers = len(choice.backends)
             output = stack.enter_context(
-                Output(self.out, trajectory, self.targets, self.dtype, writers)
+                Output(self.out, trajectory, self.names, self.dtype, writers)
             )
             files: list[ScanFile] = []
             if weights is None:
-                layout = planned_layout(trajectory, plan, options.rank)
+                layout = self._scan_layout(plan, options)
                 files.append(stack.enter_context(ScanFile(output.partial / SCAN, layout)))
                 if keep is not None:
                     files.append(stack.enter_context(ScanFile.beside(keep, layout)))
 
+            known, left = weights, plan
+            if apart:
+                known = self._scan_first(plan, choice, options, files, tick)
+                rows = _rows_needed(known)
+                left = replace(plan, tensors=tuple(replace(p, solver="none") for p in plan.tensors))
+            strengths = options.strengths(self.targets) if known is None else known.strengths
+
             def work(run: Run, item: TensorPlan) -> None:
                 name = item.tensor.name
-                if weights is None:
+                if known is None:
                     found = run.scan(item)
                     for file in files:
                         keep_in(file, name, found)
-                    if not isinstance(found, Spectrum):
-                        found = spectrum_of_gram(found, options.rank)
-                    fitted[name] = relex(found, trajectory.steps, self.targets, options)
+                    source = Source(name, found)
+                    fitted[name] = weigh(source, trajectory.steps, self.targets, options, strengths)
                 else:
-                    table = np.ascontiguousarray(weights.tensors[name], np.float64)
-                    fitted[name] = table, weights.components.get(name, ())
+                    table = np.ascontiguousarray(known.tensors[name], np.float64)
+                    fitted[name] = table, known.components.get(name, ())
                 run.combine(item, fitted[name][0])
 
-            run_plan(plan, choice, trajectory.steps, options.rank, output, tick, work, rows)
+            run_plan(left, choice, trajectory.steps, options.rank, output, tick, work, rows)
             for file in files[:1]:  # inside the output, complete before that is published
                 file.publish()
-            done = _weights(trajectory, self.targets, fitted)
-            record = self._record(plan, choice, done, given)
+            done = _weights(trajectory, self.targets, fitted, strengths)
+            record = self._record(plan, choice, done, given, options)
             output.publish(record)
             for file in files[1:]:
                 file.publish()
         return Extrapolation(self.out, folders, plan, free, done, record, str(choice))
 
+    def _scan_layout(self, plan: Plan, options: Options) -> Layout:
+        return planned_layout(self.trajectory, plan, options.rank, self.machine.delta_dtype)
+
+    def _scan_first(
+        self,
+        plan: Plan,
+        choice: Choice,
+        options: Options,
+        files: Sequence[ScanFile],
+        tick: Tick,
+    ) -> Weights:
+        """Scan every tensor; the weights that follow from all of them."""
+        trajectory = self.trajectory
+        found: dict[str, NDArray[np.float64] | Spectrum] = {}
+
+        def work(run: Run, item: TensorPlan) -> None:
+            found[item.tensor.name] = run.scan(item)
+            for file in files:
+                keep_in(file, item.tensor.name, found[item.tensor.name])
+
+        run_plan(plan, choice, trajectory.steps, options.rank, None, tick, work)
+        scan = Scan.of(trajectory, found, self.machine.delta_dtype)
+        return weigh_scan(scan, trajectory.steps, self.targets, options)
+
     def _record(
-        self, plan: Plan, choice: Choice, weights: Weights, given: Mapping[str, Any]
+        self,
+        plan: Plan,
+        choice: Choice,
+        weights: Weights,
+        given: Mapping[str, Any],
+        options: Options,
     ) -> dict[str, Any]:
         """The contents of relex.json. Nothing in it depends on threads, memory or the clock."""
         trajectory = self.trajectory
@@ -138,7 +182,7 @@ class Job:
             tensors[tensor.name] = {
                 "shape": list(tensor.shape),
                 "solver": solvers[tensor.name],
-                "frozen": not weights.tensors[tensor.name].any(),
+                "frozen": not weights.tensors[tensor.name].any() if options.spectral else None,
                 "components": [
                     {
                         "sigma": c.sigma,
@@ -146,6 +190,7 @@ class Job:
                         "slope": c.slope,
                         "intercept": c.intercept,
                         "r2": c.r2,
+                        "parameters": list(c.parameters),
                     }
                     for c in fits
                 ],
@@ -155,8 +200,9 @@ class Job:
             "versions": {"relex_ext": __version__, "numpy": np.__version__},
             "base": str(folder_of(trajectory.base.folder)),
             "checkpoints": {str(s): str(folder_of(c.folder)) for s, c in pairs},
-            "targets": {target_name(t): t for t in self.targets},
+            "targets": dict(zip(self.names, self.targets, strict=True)),
             "options": {**given, "dtype": self.dtype, "backend": choice.name},
+            "strengths": dict(zip(self.names, weights.strengths, strict=False)),
             "devices": choice.device_names(),
             "explained_variance": pooled(weights, "explained_variance"),
             "r2": pooled(weights, "r2"),
@@ -167,17 +213,19 @@ class Job:
 def _weights(
     trajectory: Trajectory,
     targets: tuple[float, ...],
-    fitted: Mapping[str, tuple[NDArray[np.float64], tuple[Component, ...]]],
+    fitted: Mapping[str, Found],
+    strengths: tuple[float, ...],
 ) -> Weights:
     """In the trajectory's order: devices finish their tensors in any."""
     names = [tensor.name for tensor in trajectory.trained]
     tensors = {name: fitted[name][0] for name in names}
-    return Weights(trajectory.steps, targets, tensors, {name: fitted[name][1] for name in names})
+    components = {name: fitted[name][1] for name in names}
+    return Weights(trajectory.steps, targets, tensors, components, strengths)
 
 
 def pooled(weights: Weights, what: str) -> float | None:
     """A fit's leading ``explained_variance`` or ``r2``, averaged over tensors by their energy."""
-    fits = [c[0] for c in weights.components.values() if c]
+    fits = [c[0] for c in weights.components.values() if c and getattr(c[0], what) is not None]
     energies = [c.sigma**2 / c.explained_variance for c in fits]
     if not fits:
         return None

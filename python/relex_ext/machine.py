@@ -24,6 +24,7 @@ class Machine:
     memory_limit: str | int | None
     device_memory: str | int | None
     io: str
+    delta_dtype: str = "F32"
 
     def lay_out(self, trajectory: Trajectory, **options: Any) -> tuple[Choice, Plan]:
         """Choose who computes, and plan for it. ``options``: make_plan's.
@@ -31,7 +32,7 @@ class Machine:
         Raises:
             InputError: what was asked for cannot be had, or a limit is too small.
         """
-        choice = open_backends(self.backend, self.threads, self.device)
+        choice = open_backends(self.backend, self.threads, self.device, self.delta_dtype)
         try:
             return choice, self._plan(choice, trajectory, options)
         except DeviceTooSmall as error:

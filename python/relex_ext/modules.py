@@ -13,8 +13,10 @@ from torch import Tensor
 
 from relex_ext import ops
 from relex_ext.errors import InputError
-from relex_ext.forecasts import Component, Options, Weights, check_targets, relex
-from relex_ext.inmemory import NotFinite, kernels_for, leading_spectrum, open_source
+from relex_ext.forecasts import Spectrum, Weights, check_targets
+from relex_ext.inmemory import NotFinite, finite_gram, kernels_for, leading_spectrum, open_source
+from relex_ext.methods import AUTO, Options, scan_solver, weigh_scan, weigh_unscanned
+from relex_ext.scans import Scan
 
 Named: TypeAlias = "Mapping[str, Tensor] | Iterable[tuple[str, Tensor]]"
 
@@ -41,6 +43,14 @@ def extrapolate_module(
     threads: int | None = None,
     time_axis: str = "step",
     step_scale: float = 1.0,
+    method: str = "relex",
+    fit: str = "linear",
+    degree: int | None = None,
+    window: int | None = None,
+    refit: int | None = None,
+    alpha: float | None = None,
+    decay: float | None = None,
+    strength: float | str = 1.0,
 ) -> Weights:
     """Move a module's parameters to RELEX's forecast of ``target_step``, in place.
 
@@ -61,7 +71,8 @@ def extrapolate_module(
             on another device than the module, all of one name on one device, and work happens
             there. A state dict refers to the live parameters: keep clones.
         target_step: the step to move to, in the unit of the snapshots' steps.
-        rank, time_axis, step_scale: see :func:`relex_ext.forecast`.
+        rank, time_axis, step_scale, method, fit, degree, window, refit, alpha, decay, strength: see
+            :func:`relex_ext.forecast`.
         solver: ``"gram"``, ``"power"`` or ``"auto"``.
         backend, threads: see :func:`relex_ext.gram`.
 
@@ -72,29 +83,52 @@ def extrapolate_module(
         InputError: a tensor that is missing, of another shape, not finite, sharded (DTensor) or
             without data (meta), or options that do not fit.
     """
-    options = Options(rank, time_axis, step_scale)
+    options = Options(
+        rank, time_axis, step_scale, method, fit, degree, window, refit, alpha, decay, strength
+    )
     targets = check_targets(target_step)
     if len(targets) != 1:
         raise InputError(f"target_step: expected one step, found {len(targets)}")
     steps = _steps(snapshots)
+    options.check(steps, targets)
     moves = _moves(module, _named(base), {step: _named(snapshots[step]) for step in steps})
-    tensors: dict[str, NDArray[np.float64]] = {}
-    components: dict[str, tuple[Component, ...]] = {}
+    if options.spectral or options.strength == AUTO:
+        scan = _scan(moves, steps, options, solver, backend, threads)
+        found = weigh_scan(scan, steps, targets, options)
+    else:
+        found = weigh_unscanned([move.name for move in moves], steps, targets, options)
+    with torch.no_grad():
+        for move in moves:
+            kernels = kernels_for(move.rows, backend, threads)
+            weights = ops.matrix_of(found.tensors[move.name])
+            move.to.copy_(ops.combine(move.rows, move.base, weights, move.to.dtype, kernels)[0])
+    return found
+
+
+def _scan(
+    moves: Sequence[_Move],
+    steps: tuple[int, ...],
+    options: Options,
+    solver: str,
+    backend: str,
+    threads: int | None,
+) -> Scan:
+    """What the pipeline's scan of these tensors has, without the files it would be made from."""
+    solver = scan_solver(solver, options.strength)
+    grams: dict[str, NDArray[np.float64]] = {}
+    spectra: dict[str, Spectrum] = {}
     for move in moves:
         source = open_source(move.rows, move.base, backend, threads)
         try:
-            spectrum = leading_spectrum(source, solver, options.rank)
+            if options.strength == AUTO:
+                grams[move.name] = finite_gram(source)
+            else:
+                spectra[move.name] = leading_spectrum(source, solver, options.rank)
         except NotFinite as error:
             raise InputError(
                 f"tensor {move.name}: NaN or Inf in step {steps[error.row]} or the base"
             ) from None
-        tensors[move.name], components[move.name] = relex(spectrum, steps, targets, options)
-    with torch.no_grad():
-        for move in moves:
-            kernels = kernels_for(move.rows, backend, threads)
-            weights = ops.matrix_of(tensors[move.name])
-            move.to.copy_(ops.combine(move.rows, move.base, weights, move.to.dtype, kernels)[0])
-    return Weights(steps, targets, tensors, components)
+    return Scan(steps, grams, spectra, {})
 
 
 def _steps(snapshots: Mapping[int, Named]) -> tuple[int, ...]:

@@ -52,6 +52,18 @@ def target_name(target: float) -> str:
     return f"step_{int(target)}" if target == int(target) else f"step_{target!r}"
 
 
+def check_names(targets: Sequence[float], names: Sequence[str] | None) -> Sequence[str] | None:
+    """Names for the targets' folders: one each, all different, none that leads elsewhere."""
+    if names is None:
+        return None
+    if len(names) != len(targets) or len(set(names)) != len(names):
+        raise InputError(f"names: expected {len(targets)} different ones, found {list(names)}")
+    for name in names:
+        if Path(name).name != name or name in ("", "..", RECORD, SCAN):
+            raise InputError(f"names: expected a plain folder name, found {name!r}")
+    return names
+
+
 def check_output(out: Path, overwrite: bool, inputs: Sequence[Path]) -> None:
     """Refuse an output that exists, or that would swallow its own inputs.
 
@@ -92,11 +104,12 @@ class Output:
         self,
         out: Path,
         trajectory: Trajectory,
-        targets: Sequence[float],
+        names: Sequence[str],
         dtype: str | None,
         writers: int = 1,
     ) -> None:
-        """``writers``: threads that write, one for each device that computes."""
+        """``names``: of the targets' folders; ``writers``: threads that write, one for each device
+        that computes."""
         self.out = out.absolute()
         self._trajectory = trajectory
         self._dtype = dtype
@@ -105,7 +118,7 @@ class Output:
         self.partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=self.out.parent))
         self.partial.chmod(0o777 & ~_umask())
         self._writer = ThreadPoolExecutor(writers, thread_name_prefix="relex-write")
-        self._folders = [self.partial / target_name(target) for target in targets]
+        self._folders = [self.partial / name for name in names]
         self._files: list[dict[str, SizedFile]] = []  # per target: tensor → its shard
         self._shards: list[dict[str, SizedFile]] = []  # per target: shard name → file
         try:

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from relex_ext.checkpoints import Checkpoints, PathLike
+from relex_ext.dtypes import parse_delta
 from relex_ext.engine import Run
 from relex_ext.errors import InputError
-from relex_ext.forecasts import Options, Spectrum, Weights, check_targets, relex
+from relex_ext.forecasts import Spectrum, Weights, check_targets
 from relex_ext.job import Extrapolation, Job, ProgressBar, keep_in
 from relex_ext.machine import Machine
-from relex_ext.output import SCAN
+from relex_ext.methods import AUTO, Options, scan_solver, weigh_scan, weigh_unscanned
+from relex_ext.output import SCAN, check_names
 from relex_ext.plan import TensorPlan
 from relex_ext.runs import run_plan
-from relex_ext.scans import Scan, ScanFile, identities_of, planned_layout
+from relex_ext.scans import Scan, ScanFile, planned_layout
 from relex_ext.trajectory import Trajectory, open_trajectory
 
 
@@ -37,6 +40,7 @@ def scan(
     device_memory: str | int | None = None,
     io: str = "auto",
     threads: int | None = None,
+    delta_dtype: str = "float32",
     overwrite: bool = False,
     progress: bool = True,
 ) -> Scan:
@@ -44,19 +48,21 @@ def scan(
 
     Args:
         base: the model folder the run started from.
-        checkpoints: a run folder, or ``{step: folder}``.
+        checkpoints: see :func:`extrapolate`.
         out: a file to keep the result in; without it, it stays in memory.
         until, steps: which checkpoints to use.
         rank: pairs to find where ``solver`` is ``"power"``.
         solver: ``"gram"``, ``"power"`` (T × rank numbers a tensor instead of T²) or ``"auto"``.
-        backend, device, memory_limit, device_memory, io, threads: see :func:`extrapolate`.
+        backend, device, memory_limit, device_memory, io, threads, delta_dtype: see
+            :func:`extrapolate`.
 
     Raises:
         RelexError: input that does not fit together, or an output that exists.
     """
     options = Options(rank=rank)
     trajectory = open_trajectory(base, checkpoints, until, steps)
-    machine = Machine(backend, device, threads, memory_limit, device_memory, io)
+    deltas = parse_delta(delta_dtype)
+    machine = Machine(backend, device, threads, memory_limit, device_memory, io, deltas)
     choice, plan = machine.lay_out(
         trajectory, targets=0, scanned=False, solver=solver, rank=options.rank
     )
@@ -69,7 +75,7 @@ def scan(
         tick = stack.enter_context(ProgressBar(plan.bytes_read, "scan", progress))
         file = None
         if out is not None:
-            layout = planned_layout(trajectory, plan, rank)
+            layout = planned_layout(trajectory, plan, rank, deltas)
             file = stack.enter_context(ScanFile.beside(Path(out), layout))
 
         def work(run: Run, item: TensorPlan) -> None:
@@ -84,10 +90,7 @@ def scan(
             file.publish()
     if out is not None:
         return Scan.load(out)
-    ordered = [(item.tensor.name, found[item.tensor.name]) for item in plan.tensors]
-    grams = {name: one for name, one in ordered if not isinstance(one, Spectrum)}
-    spectra = {name: one for name, one in ordered if isinstance(one, Spectrum)}
-    return Scan(trajectory.steps, grams, spectra, identities_of(trajectory))
+    return Scan.of(trajectory, found, deltas)
 
 
 def forecast(
@@ -99,6 +102,14 @@ def forecast(
     rank: int = 1,
     time_axis: str = "step",
     step_scale: float = 1.0,
+    method: str = "relex",
+    fit: str = "linear",
+    degree: int | None = None,
+    window: int | None = None,
+    refit: int | None = None,
+    alpha: float | None = None,
+    decay: float | None = None,
+    strength: float | str = 1.0,
 ) -> Weights:
     """The weights of RELEX's forecast at each target, from a scan alone.
 
@@ -106,20 +117,44 @@ def forecast(
         scan: a :class:`Scan` or its file.
         target_steps: where to extrapolate to, in the unit of the checkpoints' steps.
         until, steps: fit on a part of the scan's checkpoints.
-        rank: ranks to extrapolate, each along a line of its own.
-        time_axis: ``"step"`` fits against step numbers, ``"index"`` against 0…T−1 as the authors'
-            script does.
-        step_scale: multiplies each target before the line is evaluated.
+        rank: singular directions to use, each with a curve of its own.
+        time_axis: ``"step"`` fits against step numbers; ``"index"`` against the rows 0 … W−1 of the
+            window, as the authors' script does: a target, rounded to a whole step, lies as many
+            rows after the last as it lies steps after the newest.
+        step_scale: multiplies each target, and the target alone.
+        method: what the weights are (docs/method.md has the formulae):
+
+            - ``"relex"``: the curves' values, from the base;
+            - ``"pinned"``: their movement since the newest checkpoint, added to it;
+            - ``"reconstruct"``: an observed step, projected on the leading directions;
+            - ``"fit-reconstruct"``: the curves at an observed step;
+            - ``"latest"``: the newest checkpoint;
+            - ``"secant"``: the line from the base to the newest;
+            - ``"two-point"``: the line through two checkpoints, the newest and another;
+            - ``"first-update"``: the first checkpoint's delta, scaled;
+            - ``"ema"``: the checkpoints' exponential average.
+        fit: the curve: ``"linear"``, ``"polynomial"`` or ``"sine"``.
+        degree: of the polynomial, 1 to 9; 2 by default.
+        window: fit the newest so many values; the directions are those of all checkpoints. With
+            two-point, how many checkpoints before the newest the other one is. All by default.
+        refit: go on step by step, each prediction taking the place of the window's oldest value,
+            and fit again after every so many.
+        alpha: the scale of first-update; s*/s₁ by default.
+        decay: what ema's weights lose with each step back, 0 to 1; 0.9 by default.
+        strength: λ, how far to go from the newest checkpoint to what the method says: w becomes
+            e_T + λ (w − e_T). 0 is the newest, 1 the method. ``"auto"`` takes for each target the λ
+            that the drift in the checkpoints supports (docs/evidence.md); it needs G.
+
+    Raises:
+        InputError: options that do not fit together, the checkpoints or the targets, or ask more
+            than the scan holds.
     """
-    options = Options(rank, time_axis, step_scale)
+    options = Options(
+        rank, time_axis, step_scale, method, fit, degree, window, refit, alpha, decay, strength
+    )
     targets = check_targets(target_steps)
     loaded = scan if isinstance(scan, Scan) else Scan.load(scan)
-    chosen = _chosen_steps(loaded, until, steps)
-    tensors, components = {}, {}
-    for name in loaded.names:
-        spectrum = loaded.spectrum(name, rank, chosen)
-        tensors[name], components[name] = relex(spectrum, chosen, targets, options)
-    return Weights(chosen, targets, tensors, components)
+    return weigh_scan(loaded, _chosen_steps(loaded, until, steps), targets, options)
 
 
 def combine(
@@ -128,6 +163,7 @@ def combine(
     weights: Weights,
     out: PathLike,
     *,
+    names: Sequence[str] | None = None,
     backend: str = "auto",
     device: str | Sequence[str] | None = None,
     dtype: str | None = None,
@@ -135,19 +171,27 @@ def combine(
     device_memory: str | int | None = None,
     io: str = "auto",
     threads: int | None = None,
+    delta_dtype: str = "float32",
     overwrite: bool = False,
     progress: bool = True,
 ) -> Extrapolation:
     """Write base + Σ_t w_t Δ_t for every target of ``weights``, all in one pass over the shards.
 
-    Checkpoints whose weight is zero everywhere in a tensor are not read for it.
+    Checkpoints whose weight is zero everywhere in a tensor are not read for it. ``names``: of the
+    targets' folders, where ``step_<target>`` is not what tells them apart; ``delta_dtype``: the
+    scan's that the weights are from.
     """
     trajectory = open_trajectory(base, checkpoints, steps=weights.steps, least=1)
-    targets = check_targets(weights.targets)
+    targets = tuple(map(float, weights.targets))
+    check_targets(targets if names is None else set(targets))
+    names = check_names(targets, names)
     _check_weights(trajectory, weights)
-    machine = Machine(backend, device, threads, memory_limit, device_memory, io)
-    job = Job(trajectory, targets, out, machine, dtype, overwrite, progress)
-    return job.run(Options(), "none", weights=weights, given={"weights": "given"})
+    deltas = parse_delta(delta_dtype)
+    machine = Machine(backend, device, threads, memory_limit, device_memory, io, deltas)
+    job = Job(trajectory, targets, out, machine, dtype, overwrite, progress, names)
+    return job.run(
+        Options(), "none", weights=weights, given={"weights": "given", "delta_dtype": deltas}
+    )
 
 
 def extrapolate(
@@ -169,6 +213,15 @@ def extrapolate(
     threads: int | None = None,
     time_axis: str = "step",
     step_scale: float = 1.0,
+    method: str = "relex",
+    fit: str = "linear",
+    degree: int | None = None,
+    window: int | None = None,
+    refit: int | None = None,
+    alpha: float | None = None,
+    decay: float | None = None,
+    strength: float | str = 1.0,
+    delta_dtype: str = "float32",
     scan: Scan | PathLike | None = None,
     overwrite: bool = False,
     dry_run: bool = False,
@@ -178,12 +231,14 @@ def extrapolate(
 
     Args:
         base: the model folder the run started from (θ₀).
-        checkpoints: the run folder with its step folders, ``{step: folder}``, or (step, folder)
-            pairs. At least two are needed.
+        checkpoints: the run folder with its step folders; several, if training went on in phases:
+            where a later one does not begin beyond the steps before it, it counts on from them; or
+            ``{step: folder}``, (step, folder) pairs, or folders named after their steps. At least
+            two checkpoints are needed.
         target_steps: one or several steps; each becomes ``out/step_<target>``.
         out: a folder to make.
         until, steps: use the checkpoints up to a step, or exactly these.
-        rank: how many singular directions to extrapolate, each along its own line.
+        rank: how many singular directions to extrapolate, each along its own curve.
         solver: ``"gram"``, ``"power"`` (block power iteration) or ``"auto"``, the cheaper one.
         backend: ``"cpu"``, ``"cuda"``, ``"triton"``, ``"reference"`` (numpy float64) or ``"auto"``:
             cuda where it is built and there is a GPU, else triton, else cpu. What it chose is
@@ -198,7 +253,12 @@ def extrapolate(
         io: ``"mmap"``, ``"pread"`` or ``"auto"``; with a GPU ``"pread"``, ``"gds"`` (GPUDirect
             Storage) or ``"auto"``.
         threads: of the arithmetic; by default every processor this process may use.
-        time_axis, step_scale: see :func:`forecast`.
+        time_axis, step_scale, method, fit, degree, window, refit, alpha, decay, strength: see
+            :func:`forecast`. Methods that need no spectrum scan nothing and keep no scan. With
+            strength ``"auto"`` all tensors are scanned before the first is written: the shards are
+            read twice.
+        delta_dtype: ``"float16"`` rounds base and checkpoints to it, and their differences, as the
+            authors' delta store does; only the reference backend does that.
         scan: a scan of these checkpoints, or its file: then no shard is read to scan. A file that
             does not exist yet is written.
         overwrite: replace an ``out`` that relex wrote.
@@ -211,26 +271,33 @@ def extrapolate(
     Raises:
         RelexError: with one line that says what does not fit; nothing has been written.
     """
-    options = Options(rank, time_axis, step_scale)
+    options = Options(
+        rank, time_axis, step_scale, method, fit, degree, window, refit, alpha, decay, strength
+    )
     targets = check_targets(target_steps)
+    deltas = parse_delta(delta_dtype)
     trajectory = open_trajectory(base, checkpoints, until, steps)
-    given = {"rank": rank, "solver": solver, "time_axis": time_axis, "step_scale": step_scale}
+    options.check(trajectory.steps, targets)
+    given = {**asdict(options), "solver": solver, "delta_dtype": deltas}
     weights, keep = None, None
     if isinstance(scan, Scan) or (scan is not None and Path(scan).exists()):
         loaded = scan if isinstance(scan, Scan) else Scan.load(scan)
-        loaded.check(trajectory)
-        weights = forecast(
-            loaded, targets, steps=trajectory.steps, rank=rank,
-            time_axis=time_axis, step_scale=step_scale,
-        )  # fmt: skip
+        loaded.check(trajectory, deltas)
+        weights = weigh_scan(loaded, trajectory.steps, targets, options)
+    elif not options.spectral and options.strength != AUTO:
+        if scan is not None:
+            raise InputError(f"scan: {scan}: not there, and method {method} makes none")
+        names = [tensor.name for tensor in trajectory.trained]
+        weights = weigh_unscanned(names, trajectory.steps, targets, options)
     elif scan is not None:
         keep = Path(scan)
         if Path(out).absolute() in keep.absolute().parents:
             raise InputError(
                 f"scan: {keep}: expected a path outside {out}, which keeps its own {SCAN}"
             )
-    machine = Machine(backend, device, threads, memory_limit, device_memory, io)
+    machine = Machine(backend, device, threads, memory_limit, device_memory, io, deltas)
     job = Job(trajectory, targets, out, machine, dtype, overwrite, progress)
+    solver = scan_solver(solver, strength)
     return job.run(options, solver, weights=weights, given=given, keep=keep, dry_run=dry_run)
 
 

@@ -76,6 +76,8 @@ class Plan:
     """Windows and output buffers of this process at their fullest (pinned ones, with devices),
     without the interpreter's own ~100 MB."""
     bytes_written: int
+    apart: bool = False
+    """All tensors are scanned before the first is combined: two disk passes."""
 
 
 def choose_solver(solver: str, isa: str, rows: int, rank: int, resident: bool) -> str:
@@ -107,10 +109,11 @@ def make_plan(
     dtype: str | None = None,
     rows_read: Mapping[str, Sequence[int]] | None = None,
     devices: Devices | None = None,
+    apart: bool = False,
 ) -> Plan:
     """Lay out a run with ``targets`` outputs (0: scan only); ``scanned``: G is known already, and
     combine reads only the ``rows_read`` of each tensor; ``devices``: who computes, if not the
-    processor.
+    processor; ``apart``: all tensors are scanned before the first is combined.
 
     Raises:
         InputError: an unknown solver or io, or a memory limit too small for three windows.
@@ -138,7 +141,7 @@ def make_plan(
     for tensor in trajectory.trained:
         window = room.columns(tensor)
         fits = room.holds(tensor, window)
-        resident = fits and targets > 0 and not scanned
+        resident = fits and targets > 0 and not scanned and not apart
         kind = "none" if scanned else choose_solver(solver, isa, rows, rank, fits)
         if kind == "power" and fits:
             resident = True
@@ -163,6 +166,7 @@ def make_plan(
         passes=read / demand.strip_bytes if demand.strip_bytes else 0.0,
         peak_memory=room.peak_memory,
         bytes_written=written + targets * carried,
+        apart=apart,
     )
 
 

@@ -12,7 +12,7 @@ import json
 import os
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from relex_ext import __version__
 from relex_ext.checkpoints import Checkpoint, TensorEntry, read_header
 from relex_ext.errors import InputError, OutputError
-from relex_ext.forecasts import Spectrum, spectrum_of_gram
+from relex_ext.forecasts import Source, Spectrum
 from relex_ext.layout import (
     Layout,
     SizedFile,
@@ -48,13 +48,17 @@ class Scan:
     """What one pass over a trajectory leaves: per tensor its Gram matrix or leading spectrum.
 
     ``grams``: name → G (T, T) float64, symmetric; ``spectra``: name → what power iteration found;
-    ``steps``: the T steps; ``identities``: ``"base"`` and each step (as text) → :func:`identity`.
+    ``steps``: the T steps; ``identities``: ``"base"`` and each step (as text) → :func:`identity`;
+    ``elements``: name → numbers in that tensor, empty where an older file does not say;
+    ``delta_dtype``: what deltas were rounded to.
     """
 
     steps: tuple[int, ...]
     grams: Mapping[str, NDArray[np.float64]]
     spectra: Mapping[str, Spectrum]
     identities: Mapping[str, str]
+    elements: Mapping[str, int] = field(default_factory=dict)
+    delta_dtype: str = "F32"
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -67,28 +71,40 @@ class Scan:
             raise InputError(f"scan: expected steps {list(missing)}, found {list(self.steps)}")
         return [self.steps.index(step) for step in steps]
 
+    @classmethod
+    def of(
+        cls,
+        trajectory: Trajectory,
+        found: Mapping[str, NDArray[np.float64] | Spectrum],
+        delta_dtype: str,
+    ) -> Scan:
+        """What a run has found, in the trajectory's order."""
+        ordered = [(tensor.name, found[tensor.name]) for tensor in trajectory.trained]
+        grams = {name: one for name, one in ordered if not isinstance(one, Spectrum)}
+        spectra = {name: one for name, one in ordered if isinstance(one, Spectrum)}
+        return cls(
+            trajectory.steps, grams, spectra, identities_of(trajectory), elements_of(trajectory),
+            delta_dtype,
+        )  # fmt: skip
+
+    def source(self, name: str, steps: Sequence[int] | None = None) -> Source:
+        """What is known of a tensor, over all steps or some of them."""
+        if name not in self.grams and name not in self.spectra:
+            raise InputError(f"scan: tensor {name}: missing")
+        found = self.grams[name] if name in self.grams else self.spectra[name]
+        rows = None if steps is None else self.rows_of(steps)
+        return Source(name, found, None if rows == list(range(len(self.steps))) else rows)
+
     def spectrum(self, name: str, rank: int, steps: Sequence[int] | None = None) -> Spectrum:
         """The leading ``rank`` pairs of a tensor, over all steps or some of them."""
-        rows = self.rows_of(self.steps if steps is None else steps)
-        if name in self.grams:
-            return spectrum_of_gram(self.grams[name][np.ix_(rows, rows)], rank)
-        if name not in self.spectra:
-            raise InputError(f"scan: tensor {name}: missing")
-        found = self.spectra[name]
-        if len(rows) != len(self.steps):
-            raise InputError(
-                f"scan: tensor {name}: holds power iteration's vectors of all "
-                f"{len(self.steps)} steps; a subset needs a scan with solver gram"
-            )
-        if rank > len(found.sigma):
-            raise InputError(
-                f"scan: tensor {name}: expected rank {rank}, found {len(found.sigma)}; "
-                "scan again with that rank or solver gram"
-            )
-        return Spectrum(found.u[:, :rank], found.sigma[:rank], found.energy)
+        return self.source(name, steps).spectrum(rank)
 
-    def check(self, trajectory: Trajectory) -> None:
-        """Refuse a scan that was made from other files or lacks a tensor or step."""
+    def check(self, trajectory: Trajectory, delta_dtype: str = "F32") -> None:
+        """Refuse a scan that was made from other files or deltas, or lacks a tensor or step."""
+        if self.delta_dtype != delta_dtype:
+            raise InputError(
+                f"scan: expected deltas in {delta_dtype}, found {self.delta_dtype}; scan again"
+            )
         self.rows_of(trajectory.steps)
         for name in (tensor.name for tensor in trajectory.trained):
             if name not in self.grams and name not in self.spectra:
@@ -102,7 +118,9 @@ class Scan:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the scan file, whole or not at all."""
         spectra = {n: len(s.sigma) for n, s in self.spectra.items()}
-        layout = scan_layout(self.steps, list(self.grams), spectra, self.identities)
+        layout = scan_layout(
+            self.steps, list(self.grams), spectra, self.identities, self.elements, self.delta_dtype
+        )
         with ScanFile.beside(Path(path), layout) as file:
             for name, gram in self.grams.items():
                 file.put_gram(name, gram)
@@ -145,7 +163,10 @@ class Scan:
         for name in (n.removeprefix("u/") for n in arrays if n.startswith("u/")):
             energy = float(arrays[f"energy/{name}"].reshape(()))
             spectra[name] = Spectrum(arrays[f"u/{name}"], arrays[f"sigma/{name}"], energy)
-        return cls(tuple(described["steps"]), grams, spectra, described["identities"])
+        return cls(
+            tuple(described["steps"]), grams, spectra, described["identities"],
+            described.get("elements", {}), described.get("delta_dtype", "F32"),
+        )  # fmt: skip
 
 
 def identities_of(trajectory: Trajectory) -> dict[str, str]:
@@ -153,12 +174,21 @@ def identities_of(trajectory: Trajectory) -> dict[str, str]:
     return {"base": identity(trajectory.base)} | {str(s): identity(c) for s, c in pairs}
 
 
-def planned_layout(trajectory: Trajectory, plan: Plan, rank: int) -> Layout:
+def elements_of(trajectory: Trajectory) -> dict[str, int]:
+    return {tensor.name: tensor.columns for tensor in trajectory.trained}
+
+
+def planned_layout(
+    trajectory: Trajectory, plan: Plan, rank: int, delta_dtype: str = "F32"
+) -> Layout:
     """The scan file of a run, known before it starts."""
     grams = [p.tensor.name for p in plan.tensors if p.solver == "gram"]
     k = min(rank, len(trajectory.steps))
     spectra = {p.tensor.name: k for p in plan.tensors if p.solver == "power"}
-    return scan_layout(trajectory.steps, grams, spectra, identities_of(trajectory))
+    found = identities_of(trajectory)
+    return scan_layout(
+        trajectory.steps, grams, spectra, found, elements_of(trajectory), delta_dtype
+    )
 
 
 def scan_layout(
@@ -166,6 +196,8 @@ def scan_layout(
     grams: Sequence[str],
     spectra: Mapping[str, int],
     identities: Mapping[str, str],
+    elements: Mapping[str, int],
+    delta_dtype: str,
 ) -> Layout:
     t = len(steps)
     tensors: list[tuple[str, str, tuple[int, ...], int]] = []
@@ -175,7 +207,13 @@ def scan_layout(
         tensors.append((f"u/{name}", "F64", (t, k), 8 * t * k))
         tensors.append((f"sigma/{name}", "F64", (k,), 8 * k))
         tensors.append((f"energy/{name}", "F64", (), 8))
-    described = {"steps": list(steps), "identities": dict(identities), "version": __version__}
+    described = {
+        "steps": list(steps),
+        "identities": dict(identities),
+        "elements": dict(elements),
+        "delta_dtype": delta_dtype,
+        "version": __version__,
+    }
     return lay_out(tensors, {"format": FORMAT, "scan": json.dumps(described)})
 
 

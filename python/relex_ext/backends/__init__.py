@@ -113,12 +113,16 @@ AUTO = ("cuda", "triton", "cpu")
 
 
 def open_backends(
-    name: str, threads: int | None = None, device: str | Sequence[str] | None = None
+    name: str,
+    threads: int | None = None,
+    device: str | Sequence[str] | None = None,
+    delta_dtype: str = "F32",
 ) -> Choice:
     """The backend of that name on each device asked for, by default on all of its kind.
 
     Args:
         device: ``"cuda:1"``, ``"cuda:0,cuda:2"`` or a sequence of such.
+        delta_dtype: F16: deltas rounded as in the authors' store, which only the reference does.
 
     Raises:
         InputError: an unknown name or device, or one that cannot be had here.
@@ -126,6 +130,8 @@ def open_backends(
     if name != "auto" and name not in TABLE:
         raise InputError(f"backend: expected one of auto, {', '.join(TABLE)}, found {name}")
     asked = None if device is None else _parse_devices(device)
+    if delta_dtype != "F32":
+        return _rounding(name, device, delta_dtype)
     if name == "auto":
         choice = _automatic(threads, asked)
     else:
@@ -136,6 +142,23 @@ def open_backends(
         if reason is not None:
             raise InputError(f"backend {name}: {reason}; available here: {', '.join(_available())}")
         choice = Choice(name, _open(entry, threads, devices), "as asked", False)
+    LOG.info("backend %s", choice)
+    return choice
+
+
+def _rounding(name: str, device: str | Sequence[str] | None, delta_dtype: str) -> Choice:
+    """The reference, which alone rounds deltas."""
+    if name not in ("auto", "reference"):
+        raise InputError(
+            f"backend: expected auto or reference with delta_dtype float16, found {name}"
+        )
+    if device is not None:
+        raise InputError(
+            f"device: expected none with delta_dtype float16, which the processor rounds to, "
+            f"found {device}"
+        )
+    why = "as asked" if name == "reference" else "delta_dtype float16"
+    choice = Choice("reference", (ReferenceBackend(delta_dtype),), why, False)
     LOG.info("backend %s", choice)
     return choice
 

@@ -24,14 +24,13 @@ def _base(strips: Strips) -> NDArray[np.float64]:
     return _values(strips.base, strips.base_dtype, strips.columns)
 
 
-def _deltas(strips: Strips) -> NDArray[np.float64]:
-    base = _base(strips)
-    rows = zip(strips.rows.tolist(), strips.dtypes.tolist(), strict=True)
-    return np.stack([_values(row, dtype, strips.columns) - base for row, dtype in rows])
-
-
 class ReferenceBackend:
-    name = "reference (numpy float64)"
+    """``delta_dtype`` F16: base and rows are rounded to it, and so is their difference, as in the
+    authors' delta store. The base that a movement is added to is not."""
+
+    def __init__(self, delta_dtype: str = "F32") -> None:
+        self._half = delta_dtype == "F16"
+        self.name = "reference (numpy float64" + (", fp16 deltas)" if self._half else ")")
 
     def zeros(self, *shape: int) -> NDArray[np.float64]:
         return np.zeros(shape)
@@ -39,8 +38,21 @@ class ReferenceBackend:
     def fetch(self, sums: Any) -> NDArray[np.float64]:
         return np.asarray(sums, np.float64)
 
+    def _deltas(self, strips: Strips) -> NDArray[np.float64]:
+        base = self._rounded(_base(strips))
+        rows = zip(strips.rows.tolist(), strips.dtypes.tolist(), strict=True)
+        values = (self._rounded(_values(row, dtype, strips.columns)) for row, dtype in rows)
+        with np.errstate(invalid="ignore"):  # Inf − Inf: reported, with the tensor and the step
+            return np.stack([self._rounded(row - base) for row in values])
+
+    def _rounded(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        if not self._half:
+            return values
+        with np.errstate(over="ignore"):
+            return values.astype(np.float16).astype(np.float64)
+
     def gram(self, strips: Strips, gram: Any) -> None:
-        deltas = _deltas(strips)
+        deltas = self._deltas(strips)
         gram += deltas @ deltas.T
 
     def power_step(
@@ -50,7 +62,7 @@ class ReferenceBackend:
         y: Any,
         energy: Any | None,
     ) -> None:
-        deltas = _deltas(strips)
+        deltas = self._deltas(strips)
         y += deltas @ (deltas.T @ u.astype(np.float64))
         if energy is not None:
             energy += np.einsum("td,td->t", deltas, deltas)
@@ -62,9 +74,10 @@ class ReferenceBackend:
         out: NDArray[np.uint64],
         out_dtype: int,
     ) -> None:
-        base, deltas = _base(strips), _deltas(strips)
+        base, deltas = _base(strips), self._deltas(strips)
         for address, w in zip(out.tolist(), weights, strict=True):
-            sums = base + w @ deltas if w.any() else base  # −0 + 0 would lose a frozen −0
+            moved = w @ deltas
+            sums = np.where(moved == 0.0, base, base + moved)  # −0 + 0 would lose a frozen −0
             values = from_float64(sums, NAMES[out_dtype])
             words = np.ascontiguousarray(values)
             ctypes.memmove(address, words.ctypes.data, words.nbytes)

@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from relex_ext.evidence.nulls import Float64
+from relex_ext.forecasts import Source, Spectrum
+from relex_ext.methods import METHODS, Options
+from relex_ext.scans import Scan
+
+METHODS_TRIED = ("relex", "pinned", "secant")
+PREFIXES, TARGETS, LEAST = 8, 12, 3
+"""Prefixes tried, targets tried from each, checkpoints in the shortest prefix."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +57,20 @@ class Fold:
 
 
 @dataclass(frozen=True, slots=True)
+class Summary:
+    """A method over folds that ask for about the same: mean, and standard deviation over folds."""
+
+    method: str
+    folds: int
+    skill: float
+    skill_spread: float
+    cosine: float
+    cosine_spread: float
+    best_strength: float
+    """Of all folds together: Σ⟨f, D⟩ / Σ‖f‖²."""
+
+
+@dataclass(frozen=True, slots=True)
 class Backtest:
     """Every prefix × target × method that was tried."""
 
@@ -51,3 +78,126 @@ class Backtest:
 
     def of(self, method: str) -> tuple[Fold, ...]:
         return tuple(fold for fold in self.folds if fold.method == method)
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(fold.method for fold in self.folds))
+
+    def summary(self, method: str, reach: float, start: float = 0.0) -> Summary | None:
+        """The folds that look about ``reach`` times as far ahead as their prefix is long: those
+        whose own reach is nearest to it in proportion, one of each prefix.
+
+        ``start``: the step at which prefixes begin. None where the method was not tried.
+        """
+        nearest: dict[int, Fold] = {}
+
+        def off(fold: Fold) -> float:
+            return abs(float(np.log((fold.target - fold.prefix) / (fold.prefix - start) / reach)))
+
+        for fold in self.of(method):
+            best = nearest.get(fold.prefix)
+            if fold.prefix > start and (best is None or off(fold) < off(best)):
+                nearest[fold.prefix] = fold
+        if not nearest:
+            return None
+        closest = min(off(fold) for fold in nearest.values())
+        chosen = [fold for fold in nearest.values() if off(fold) <= closest + np.log(1.5)]
+        skills = np.array([fold.skill for fold in chosen])
+        cosines = np.array([fold.cosine for fold in chosen])
+        energy = sum(fold.forecast for fold in chosen)
+        along = sum(fold.along for fold in chosen)
+        return Summary(
+            method, len(chosen), float(skills.mean()), float(skills.std()), float(cosines.mean()),
+            float(cosines.std()), max(0.0, along / energy) if energy > 0.0 else 0.0,
+        )  # fmt: skip
+
+    def horizon(self, method: str, newest: int) -> int | None:
+        """The longest distance, in steps, up to which every fold of the prefixes nearest to
+        ``newest`` has positive skill at full strength; None where there is no such fold."""
+        ends = []
+        for prefix in sorted({fold.prefix for fold in self.of(method)}, reverse=True):
+            folds = sorted(
+                (f for f in self.of(method) if f.prefix == prefix), key=lambda f: f.target
+            )
+            good = 0
+            for fold in folds:
+                if fold.skill <= 0.0:
+                    break
+                good = fold.target - fold.prefix
+            ends.append(good)
+        return max(ends, default=None) if ends and max(ends) > 0 else None
+
+
+def run(
+    scan: Scan, steps: Sequence[int] | None = None, methods: Sequence[str] = METHODS_TRIED
+) -> Backtest:
+    """Backtest of ``methods`` over prefixes of a scan's steps, from G alone.
+
+    (w − e_t)ᵀ G (w − e_t) is the squared error of the weights w at the observed step t, so every
+    fold costs a few products of T-vectors and no shard is read.
+
+    Raises:
+        InputError: a tensor with power iteration's vectors only.
+    """
+    rows = scan.rows_of(scan.steps if steps is None else sorted(steps))
+    chosen = tuple(scan.steps[row] for row in rows)
+    cases = [(p, _targets(p, len(rows))) for p in _prefixes(len(rows))]
+    options = {method: Options(method=method) for method in methods}
+    sums = {(m, p): np.zeros((3, len(t))) for m in methods for p, t in cases}
+    for name in scan.names:
+        gram = np.array(scan.source(name, chosen).gram)
+        if not np.trace(gram) > 0.0:
+            continue
+        for prefix, targets in cases:
+            source = CachedSource(name, gram[:prefix, :prefix])
+            asked = [float(chosen[t]) for t in targets]
+            for method in methods:
+                weights, _ = METHODS[method].weigh(source, chosen[:prefix], asked, options[method])
+                weights[:, -1] -= 1.0
+                sums[method, prefix] += _products(gram, weights, prefix, targets)
+    return Backtest(
+        tuple(
+            Fold(chosen[p - 1], chosen[t], m, *sums[m, p][:, i].tolist())
+            for m in methods
+            for p, targets in cases
+            for i, t in enumerate(targets)
+        )
+    )
+
+
+@dataclass(frozen=True)
+class CachedSource(Source):
+    """One decomposition for all methods."""
+
+    @cached_property
+    def _spectrum(self) -> Spectrum:
+        return Source.spectrum(self, 1)
+
+    def spectrum(self, rank: int) -> Spectrum:
+        return self._spectrum if rank == 1 else Source.spectrum(self, rank)
+
+
+def _products(gram: Float64, moved: Float64, prefix: int, targets: Sequence[int]) -> Float64:
+    """⟨f, D⟩, ‖f‖² and ‖D‖² for each target, (3, targets); f = ``moved`` · Δ, (targets, prefix)."""
+    reached = moved @ gram[:prefix]
+    own = np.diagonal(gram)
+    newest, rows = prefix - 1, np.arange(len(targets))
+    return np.stack([
+        reached[rows, targets] - reached[:, newest],
+        np.einsum("ij,ij->i", reached[:, :prefix], moved),
+        own[targets] - 2.0 * gram[newest, targets] + own[newest],
+    ])  # fmt: skip
+
+
+def _prefixes(count: int) -> list[int]:
+    """Lengths of prefixes, evenly spread, each with a checkpoint after it."""
+    if count <= LEAST:
+        return []
+    even = np.linspace(0, count, PREFIXES + 2)[1:-1]
+    return sorted({max(LEAST, min(count - 1, round(float(p)))) for p in even})
+
+
+def _targets(prefix: int, count: int) -> list[int]:
+    """Rows after the prefix, denser near it."""
+    ahead = np.geomspace(1, count - prefix, TARGETS)
+    return sorted({prefix - 1 + round(float(a)) for a in ahead})

@@ -1,10 +1,38 @@
-"""Whether to believe a forecast, in plain words."""
+"""Whether to believe a forecast, in plain words, and how much of it.
+
+Three questions decide, each answered by a number of the Gram matrices:
+
+1. Is there a drift at all? Straightness ‖Σ d_j‖²/Σ ‖d_j‖² against walks with the same updates.
+2. Where does it lead? Its velocity's course says how far a straight line gets ahead of it: a
+   forecast twice as far as the drift is no better than the newest checkpoint.
+3. How far may one go? Weight space cannot say: noise dominates distances there, drift moves the
+   function, and what a model stands is its own. Real runs can: forecasts hold while
+   λ‖f‖/‖Σ d_j‖, the movement asked for in units of the movement seen, stays below a limit that
+   falls as the drift comes out of the noise (:func:`relex_ext.evidence.cases.strain_limit`).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from relex_ext.errors import InputError
+from relex_ext.evidence import backtest
+from relex_ext.evidence.backtest import Backtest
+from relex_ext.evidence.cases import CHANCE, Case, strain_limit
+from relex_ext.evidence.drift import SHORTEST
+from relex_ext.methods import Options
+from relex_ext.scans import Scan
+
 DECISIONS = ("go", "go shrunk", "short horizons", "no-go")
+
+FULL, LEAST = 0.9, 0.1
+"""λ from which on a forecast is given in full, and below which the target is called too far."""
+
+RIVALS = ("pinned", "secant")
+"""Methods that are recommended in relex's place where the backtest finds them better aimed, by
+``BETTER`` in the mean cosine."""
+BETTER = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,5 +58,116 @@ class Verdict:
     """The recommended λ."""
     horizon: float | None
     """The last step that the recommended method should be asked for; None: no step at all."""
+    course: float | None
+    """The last step up to which the drift's course carries a straight line, whatever a model
+    stands: Inf where no end of it is seen."""
     target: float
     """The step the question was about."""
+
+
+def judge(
+    scan: Scan,
+    target: float,
+    options: Options | None = None,
+    steps: Sequence[int] | None = None,
+    *,
+    tested: Backtest | None = None,
+    draws: int = 999,
+    seed: int = 0,
+) -> Verdict:
+    """A verdict on forecasting step ``target`` from a scan's checkpoints.
+
+    Args:
+        scan: with solver gram for every tensor.
+        target: a step after the newest of ``steps``.
+        options: the method in question; its strength is not looked at. Of RELEX's plain form, the
+            default, the verdict may recommend a variant that a backtest finds better aimed.
+        steps: use these checkpoints only.
+        tested: that backtest, where it is at hand.
+        draws: random walks behind the drift's p.
+        seed: of the draws. The same seed gives the same verdict.
+
+    Raises:
+        InputError: a target that is not ahead, a method that does not look ahead, or a tensor with
+            power iteration's vectors only.
+    """
+    case = Case(scan, steps, options or Options(), draws, seed)
+    if not target > case.steps[-1]:
+        raise InputError(f"target_step: expected more than {case.steps[-1]}, found {target:g}")
+    if not case.drifts:
+        return _no_drift(case, target)
+    if case.options == Options():
+        case = _better_aimed(case, target, tested or backtest.run(scan, case.steps))
+    return _verdict(case, target)
+
+
+def auto_strength(
+    scan: Scan, steps: Sequence[int], targets: Sequence[float], options: Options
+) -> tuple[float, ...]:
+    """λ for each target: the most that the drift's course and the strain limit allow, at most 1; 0
+    where no drift is found, and for targets that are not ahead 1, where nothing is foretold."""
+    case = Case(scan, steps, options)
+    ahead = [target for target in targets if target > case.steps[-1]]
+    found = dict(zip(ahead, case.strengths(ahead), strict=True))
+    return tuple(found.get(target, 1.0) for target in targets)
+
+
+def _better_aimed(case: Case, target: float, tested: Backtest) -> Case:
+    """The case of the method whose displacement has pointed best to the true one, over as far."""
+    start = min(0, case.steps[0] - 1)
+    reach = (target - case.steps[-1]) / (case.steps[-1] - start)
+    plain = tested.summary(case.options.method, reach, start)
+    if plain is None:
+        return case
+    best, aim = case.options.method, plain.cosine + BETTER
+    for rival in RIVALS:
+        found = tested.summary(rival, reach, start)
+        if found is not None and found.cosine >= aim:
+            best, aim = rival, found.cosine
+    return case if best == case.options.method else case.about(Options(method=best))
+
+
+def _verdict(case: Case, target: float) -> Verdict:
+    drift, newest = case.found, case.steps[-1]
+    ahead = case.look_ahead([target])
+    strength, lasting, bearable, strain = (
+        float(one[0]) for one in (ahead.strengths, ahead.lasting, ahead.bearable, ahead.strain)
+    )
+    reasons = (
+        Reason("straightness of the updates", drift.straightness, drift.limit),
+        Reason("line ahead of drift", 1.0 / lasting if lasting > 0.0 else float("inf"), 2.0),
+        Reason("movement asked for, of that seen", strain, strain_limit(drift.ratio)),
+    )
+    course = case.horizon()
+    horizon = None
+    if course is not None:  # strain grows with the distance: λ falls to LEAST there
+        horizon = min(course, newest + (target - newest) * bearable / LEAST)
+    if horizon is None or strength == 0.0:
+        decision, sentence = "no-go", "no-go: the drift has stopped or turned back"
+        strength, horizon = 0.0, None
+    elif target > horizon:
+        decision = "short horizons"
+        sentence = f"short horizons only: up to step {int(horizon)}"
+    elif strength >= FULL:
+        decision, sentence, strength = "go", "go", 1.0
+    else:
+        decision, sentence = "go shrunk", f"go, shrunk to λ = {strength:.2g}"
+    method = case.options.method
+    return Verdict(decision, sentence, reasons, method, strength, horizon, course, target)
+
+
+def _no_drift(case: Case, target: float) -> Verdict:
+    drift = case.drift
+    if drift is None:
+        count = len(case.steps) - case.first
+        where = f" since the jump at step {case.jumps[-1][0]}" if case.jumps else ""
+        sentence = f"no-go: {count} checkpoints{where} are too few to tell a drift from chance"
+        reasons: tuple[Reason, ...] = (Reason("checkpoints", count, SHORTEST),)
+    else:
+        sentence = "no-go: the checkpoints wander like a random walk"
+        reasons = (
+            Reason("straightness of the updates", drift.straightness, drift.limit),
+            Reason("chance of that in a random walk", drift.p, CHANCE),
+            Reason("drift over noise", drift.ratio, 0.0),
+        )
+    return Verdict("no-go", sentence, reasons, case.options.method, 0.0, None, None, target)

@@ -1,0 +1,1 @@
+"""A search among forecasts by the user's own evaluation: strategy → evaluation, folder → run."""
