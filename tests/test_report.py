@@ -75,7 +75,10 @@ def test_verdict_on_top(done: Report, page: Page) -> None:
     verdict = done.verdict
     assert page.text.index(verdict.decision) < page.text.index("How much lies")
     for reason in verdict.reasons:
-        assert f"{number(reason.found)} {reason.what} limit {number(reason.limit)}" in page.text
+        assert (
+            f"{number(reason.found)} {reason.what} {reason.needed} {number(reason.limit)}"
+            in page.text
+        )
     assert f"strength λ {number(verdict.strength)}" in page.text
     assert f"method {verdict.method}" in page.text
     assert "asked for step 48" in page.text

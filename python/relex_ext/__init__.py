@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from relex_ext.errors import EvaluationError, InputError, OutputError, RelexError
+    from relex_ext.evidence.verdict import Verdict, judge
     from relex_ext.forecasts import Component, Weights
     from relex_ext.inmemory import Rank1, combine_tensors, gram, rank1
     from relex_ext.job import Extrapolation
@@ -35,6 +36,7 @@ _HOME = {
     "Report": "reports",
     "Scan": "scans",
     "Search": "searches.found",
+    "Verdict": "evidence.verdict",
     "Weights": "forecasts",
     "combine": "pipeline",
     "combine_tensors": "inmemory",
@@ -42,6 +44,7 @@ _HOME = {
     "extrapolate_module": "modules",
     "forecast": "pipeline",
     "gram": "inmemory",
+    "judge": "evidence.verdict",
     "rank1": "inmemory",
     "report": "reports",
     "scan": "pipeline",
@@ -59,6 +62,7 @@ __all__ = [
     "Report",
     "Scan",
     "Search",
+    "Verdict",
     "Weights",
     "__version__",
     "combine",
@@ -67,6 +71,7 @@ __all__ = [
     "extrapolate_module",
     "forecast",
     "gram",
+    "judge",
     "rank1",
     "report",
     "scan",

@@ -9,12 +9,13 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from relex_ext import __version__
-from relex_ext.commands import Command, Notes, extrapolate, report, scan, search
+from relex_ext.commands import Command, Notes, extrapolate, report, scan, search, verdict
 from relex_ext.errors import RelexError
 
 COMMANDS: Mapping[str, Command] = {
     "extrapolate": extrapolate,
     "scan": scan,
+    "verdict": verdict,
     "report": report,
     "search": search,
 }

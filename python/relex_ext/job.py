@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from relex_ext import __version__, dtypes
+from relex_ext.advice import verdicts_on
 from relex_ext.backends import Choice
+from relex_ext.cards import card
 from relex_ext.checkpoints import PathLike
 from relex_ext.engine import Run, Tick
+from relex_ext.evidence.verdict import Verdict
 from relex_ext.forecasts import Source, Spectrum, Weights
 from relex_ext.formulas import Found
 from relex_ext.layout import Layout
@@ -34,7 +37,8 @@ class Extrapolation:
 
     ``folders``: target, or the name it was given, → the model folder written for it; ``weights``:
     what went into them (None for a dry run without a scan); ``free_space``: bytes, where ``out``
-    is; ``backend``: what computes, and why that.
+    is; ``backend``: what computes, and why that; ``verdicts``: target → whether to believe its
+    forecast, of the targets that are ahead, where method and scan allow a judgement.
     """
 
     out: Path
@@ -44,6 +48,7 @@ class Extrapolation:
     weights: Weights | None
     record: Mapping[str, Any]
     backend: str
+    verdicts: Mapping[float, Verdict] = field(default_factory=dict)
 
 
 class Job:
@@ -78,10 +83,12 @@ class Job:
         *,
         weights: Weights | None,
         given: Mapping[str, Any],
+        scan: Scan | None = None,
         keep: Path | None = None,
         dry_run: bool = False,
     ) -> Extrapolation:
-        """``weights``: known already, so that nothing is scanned; ``keep``: a file for the scan."""
+        """``weights``: known already, so that nothing is scanned, ``scan``: what they are from;
+        ``keep``: a file for the scan."""
         trajectory = self.trajectory
         # Which strength is right shows in all tensors together, before the first is combined.
         apart = weights is None and options.strength == AUTO
@@ -135,10 +142,29 @@ class Job:
                 file.publish()
             done = _weights(trajectory, self.targets, fitted, strengths)
             record = self._record(plan, choice, done, given, options)
-            output.publish(record)
+            if files:
+                scan = Scan.load(files[0].path)
+            verdicts = verdicts_on(scan, trajectory.steps, self.targets, options)
+            record["verdicts"] = {
+                name: verdicts[target].record()
+                for name, target in zip(self.names, self.targets, strict=True)
+                if target in verdicts
+            }
+            output.publish(record, self._cards(given, strengths, verdicts))
             for file in files[1:]:
                 file.publish()
-        return Extrapolation(self.out, folders, plan, free, done, record, str(choice))
+        return Extrapolation(self.out, folders, plan, free, done, record, str(choice), verdicts)
+
+    def _cards(
+        self,
+        given: Mapping[str, Any],
+        strengths: Sequence[float],
+        verdicts: Mapping[float, Verdict],
+    ) -> list[bytes]:
+        base, steps = self.trajectory.base.folder, self.trajectory.steps
+        method = given.get("method", "given weights")
+        found = zip(self.targets, strengths or [1.0] * len(self.targets), strict=True)
+        return [card(base, steps, t, method, s, verdicts.get(t)) for t, s in found]
 
     def _scan_layout(self, plan: Plan, options: Options) -> Layout:
         return planned_layout(self.trajectory, plan, options.rank, self.machine.delta_dtype)

@@ -35,6 +35,7 @@ from relex_ext.layout import (
 from relex_ext.trajectory import Tensor, Trajectory
 
 RECORD = "relex.json"
+CARD = "README.md"
 SCAN = "scan.safetensors"
 
 COMPANIONS = (
@@ -160,13 +161,17 @@ class Output:
 
         return self._writer.submit(work)
 
-    def publish(self, record: Mapping[str, Any]) -> None:
-        """Copy what is not computed, make everything durable, and give it its name."""
+    def publish(self, record: Mapping[str, Any], cards: Sequence[bytes]) -> None:
+        """Copy what is not computed, make everything durable, and give it its name.
+
+        ``cards``: each target's model card.
+        """
         for files in self._files:
             self._carry_over(files)
-        for shards, folder in zip(self._shards, self._folders, strict=True):
+        for shards, folder, text in zip(self._shards, self._folders, cards, strict=True):
             for file in shards.values():
                 file.close()
+            write_durably(folder / CARD, text)
             _copy_companions(self._trajectory, folder, self._dtype)
             self._write_index(shards, folder)  # last: a folder with it is complete
             sync_folder(folder)

@@ -279,7 +279,7 @@ def extrapolate(
     trajectory = open_trajectory(base, checkpoints, until, steps)
     options.check(trajectory.steps, targets)
     given = {**asdict(options), "solver": solver, "delta_dtype": deltas}
-    weights, keep = None, None
+    weights, keep, loaded = None, None, None
     if isinstance(scan, Scan) or (scan is not None and Path(scan).exists()):
         loaded = scan if isinstance(scan, Scan) else Scan.load(scan)
         loaded.check(trajectory, deltas)
@@ -298,7 +298,9 @@ def extrapolate(
     machine = Machine(backend, device, threads, memory_limit, device_memory, io, deltas)
     job = Job(trajectory, targets, out, machine, dtype, overwrite, progress)
     solver = scan_solver(solver, strength)
-    return job.run(options, solver, weights=weights, given=given, keep=keep, dry_run=dry_run)
+    return job.run(
+        options, solver, weights=weights, given=given, scan=loaded, keep=keep, dry_run=dry_run
+    )
 
 
 def _chosen_steps(scan: Scan, until: int | None, steps: Sequence[int] | None) -> tuple[int, ...]:

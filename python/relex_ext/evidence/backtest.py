@@ -8,14 +8,19 @@ from functools import cached_property
 
 import numpy as np
 
+from relex_ext import power
 from relex_ext.evidence.nulls import Float64
-from relex_ext.forecasts import Source, Spectrum
+from relex_ext.forecasts import Source, Spectrum, spectrum_of_gram
 from relex_ext.methods import METHODS, Options
 from relex_ext.scans import Scan
 
 METHODS_TRIED = ("relex", "pinned", "secant")
 PREFIXES, TARGETS, LEAST = 8, 12, 3
 """Prefixes tried, targets tried from each, checkpoints in the shortest prefix."""
+
+LARGE, TOLERANCE, PASSES = 200, 1e-10, 12
+"""Checkpoints from which the leading pair is found by power iteration; the residual of σ² at which
+it has converged; passes after which it is given up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,22 +148,23 @@ def run(
     chosen = tuple(scan.steps[row] for row in rows)
     cases = [(p, _targets(p, len(rows))) for p in _prefixes(len(rows))]
     options = {method: Options(method=method) for method in methods}
-    sums = {(m, p): np.zeros((3, len(t))) for m in methods for p, t in cases}
+    sums = {p: np.zeros((3, len(methods), len(targets))) for p, targets in cases}
     for name in scan.names:
-        gram = np.array(scan.source(name, chosen).gram)
+        gram = scan.source(name).gram[np.ix_(rows, rows)]
         if not np.trace(gram) > 0.0:
             continue
         for prefix, targets in cases:
             source = CachedSource(name, gram[:prefix, :prefix])
             asked = [float(chosen[t]) for t in targets]
-            for method in methods:
-                weights, _ = METHODS[method].weigh(source, chosen[:prefix], asked, options[method])
-                weights[:, -1] -= 1.0
-                sums[method, prefix] += _products(gram, weights, prefix, targets)
+            weights = np.stack(
+                [METHODS[m].weigh(source, chosen[:prefix], asked, options[m])[0] for m in methods]
+            )
+            weights[:, :, -1] -= 1.0
+            sums[prefix] += _products(gram, weights, targets)
     return Backtest(
         tuple(
-            Fold(chosen[p - 1], chosen[t], m, *sums[m, p][:, i].tolist())
-            for m in methods
+            Fold(chosen[p - 1], chosen[t], m, *sums[p][:, k, i].tolist())
+            for k, m in enumerate(methods)
             for p, targets in cases
             for i, t in enumerate(targets)
         )
@@ -171,21 +177,35 @@ class CachedSource(Source):
 
     @cached_property
     def _spectrum(self) -> Spectrum:
-        return Source.spectrum(self, 1)
+        return _leading(self.gram)
 
     def spectrum(self, rank: int) -> Spectrum:
         return self._spectrum if rank == 1 else Source.spectrum(self, rank)
 
 
-def _products(gram: Float64, moved: Float64, prefix: int, targets: Sequence[int]) -> Float64:
-    """⟨f, D⟩, ‖f‖² and ‖D‖² for each target, (3, targets); f = ``moved`` · Δ, (targets, prefix)."""
-    reached = moved @ gram[:prefix]
-    own = np.diagonal(gram)
-    newest, rows = prefix - 1, np.arange(len(targets))
+def _leading(gram: Float64) -> Spectrum:
+    """The leading pair of G (T, T): of a large one by power iteration, a few products with G where
+    LAPACK finds all pairs, unless it takes long to converge."""
+    if len(gram) >= LARGE:
+        u, values, residuals, _ = power.solve(
+            lambda block: gram @ block.astype(np.float64), len(gram), 1, TOLERANCE, most=PASSES
+        )
+        if residuals[0] <= TOLERANCE:
+            return power.spectrum(u, values, float(np.trace(gram)))
+    return spectrum_of_gram(gram, 1)
+
+
+def _products(gram: Float64, moved: Float64, targets: Sequence[int]) -> Float64:
+    """⟨f, D⟩, ‖f‖² and ‖D‖² for each method and target, (3, methods, targets); f = ``moved`` · Δ,
+    (methods, targets, prefix)."""
+    prefix = moved.shape[-1]
+    own, newest = np.diagonal(gram), prefix - 1
+    ahead = gram[:prefix, targets] - gram[:prefix, newest, None]
+    far = own[targets] - 2.0 * gram[newest, targets] + own[newest]
     return np.stack([
-        reached[rows, targets] - reached[:, newest],
-        np.einsum("ij,ij->i", reached[:, :prefix], moved),
-        own[targets] - 2.0 * gram[newest, targets] + own[newest],
+        np.einsum("mtp,pt->mt", moved, ahead),
+        np.einsum("mtp,mtp->mt", moved @ gram[:prefix, :prefix], moved),
+        np.broadcast_to(far, moved.shape[:2]),
     ])  # fmt: skip
 
 

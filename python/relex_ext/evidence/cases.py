@@ -66,8 +66,10 @@ class Case:
                 f"method: expected one that looks ahead ({known}), found {options.method}"
             )
         self.steps = tuple(scan.steps if steps is None else sorted(steps))
-        self._grams = {n: np.array(scan.source(n, self.steps).gram) for n in scan.names}
-        total = sum(self._grams.values(), np.zeros((len(self.steps), len(self.steps))))
+        self._scan = scan
+        total = np.zeros((len(self.steps), len(self.steps)))
+        for name in scan.names:
+            total += scan.source(name, self.steps).gram
         self.jumps = findings.jumps(sizes_of(total), self.steps)
         self.first = self.steps.index(self.jumps[-1][0]) + 1 if self.jumps else 0
         """The window's first update, as a row."""
@@ -110,7 +112,8 @@ class Case:
         window[self.first :] = 1.0
         apart = 1.0 - np.eye(len(self.steps))
         lengths = np.outer(self._distances, self._distances)
-        for name, gram in self._grams.items():
+        for name in self._scan.names:
+            gram = np.array(self._scan.source(name, self.steps).gram)
             source = Source(name, gram)
             weights, _ = method.weigh(source, self.steps, targets, self.options)
             weights[:, -1] -= 1.0

@@ -21,7 +21,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from relex_ext.evidence.nulls import Flips, Float64, memory_of
+from relex_ext.evidence.nulls import Flips, Float64, Memory, memory_of
 
 Course: TypeAlias = Callable[[Float64], Float64]
 
@@ -66,7 +66,7 @@ class Drift:
     limit: float
     """The straightness that one walk in a hundred exceeds."""
     mean: float
-    """The drift's mean squared velocity Σ_{i≠j} H_ij / (Σ_{i≠j} δ_i δ_j), per step²."""
+    """The drift's mean squared velocity, per step²: of products of different updates."""
     noise: float
     """The noise's squared distance per step of a walk as long as the window."""
     velocities: Float64
@@ -92,14 +92,12 @@ def find_drift(
     memory = memory_of(updates)
     walks = Flips(count, memory, draws, seed).straightness(updates[None])[0]
     span = float(distances.sum())
-    apart = np.abs(np.subtract.outer(np.arange(count), np.arange(count))) >= memory.block
-    other = apart & ~np.eye(count, dtype=np.bool_)
-    mean = float(updates[other].sum() / np.outer(distances, distances)[other].sum())
+    mean, noise = _apart(updates, distances, memory)
 
     stretches = min(STRETCHES, max(4, count // 3))
     parts = np.array_split(np.arange(count), stretches)
     inside = np.array([np.isin(np.arange(count), part) for part in parts], np.float64)
-    across = inside @ updates @ (1.0 - inside).T
+    across = inside @ (updates - noise) @ (1.0 - inside).T
     lengths = inside @ distances
     moved = _shares(np.diagonal(across))
     times = (np.cumsum(lengths) - lengths / 2.0) / span - 1.0
@@ -111,11 +109,30 @@ def find_drift(
         p=float(np.mean(walks >= walks[0] - 1e-9 * np.abs(walks).max())),
         limit=float(np.quantile(walks[1:], 0.99)),
         mean=mean,
-        noise=remembered * max(0.0, float(sizes.sum()) / span - mean),
+        noise=remembered * float(np.trace(noise)) / span,
         velocities=moved * span / lengths,
         times=times,
         velocity=fit_velocity(times, moved * span / lengths),
     )
+
+
+def _apart(updates: Float64, distances: Float64, memory: Memory) -> tuple[float, Float64]:
+    """(mean squared velocity m, Gram matrix of the noise), of updates with a memory φ.
+
+    In the mean over updates H_ij is m δ_i δ_j + n φ^|i−j|: its trace and the sum of what lies off
+    it (by the memory's block at least) are two equations for m and the noise's n. A single update's
+    noise is what m leaves of H_ii.
+    """
+    count, sizes = len(updates), np.diagonal(updates)
+    gap = np.abs(np.subtract.outer(np.arange(count), np.arange(count)))
+    remembered = np.power(memory.coefficient, gap)  # 0⁰ = 1
+    other, squares = gap >= memory.block, distances**2
+    shared = float(remembered[other].sum()) / count
+    mean = float(updates[other].sum() - shared * sizes.sum()) / float(
+        np.outer(distances, distances)[other].sum() - shared * squares.sum()
+    )
+    own = np.sqrt(np.maximum(sizes - max(mean, 0.0) * squares, 0.0))
+    return mean, np.outer(own, own) * remembered
 
 
 def fit_velocity(times: Float64, values: Float64) -> Velocity:
@@ -169,11 +186,11 @@ def _shares(across: Float64) -> Float64:
     total = float(across.sum())
     if not total > 0.0:
         return np.full(len(across), 1.0 / len(across))
-    moved = across / np.sqrt(total)
+    moved: Float64 = np.divide(across, np.sqrt(total))
     for _ in range(50):
         whole = float(moved.sum())
-        moved = across / np.maximum(whole - moved, 0.1 * whole)
-    return moved / moved.sum()
+        moved = np.divide(across, np.maximum(whole - moved, 0.1 * whole))
+    return np.divide(moved, moved.sum())
 
 
 def _least_squares(basis: Float64, values: Float64) -> tuple[float, Float64]:

@@ -13,9 +13,12 @@ Three questions decide, each answered by a number of the Gram matrices:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from relex_ext.checkpoints import PathLike
 from relex_ext.errors import InputError
 from relex_ext.evidence import backtest
 from relex_ext.evidence.backtest import Backtest
@@ -26,7 +29,9 @@ from relex_ext.scans import Scan
 
 DECISIONS = ("go", "go shrunk", "short horizons", "no-go")
 
-FULL, LEAST = 0.9, 0.1
+MORE, LESS = "at least", "at most"
+
+FULL, LEAST = 0.85, 0.1
 """λ from which on a forecast is given in full, and below which the target is called too far."""
 
 RIVALS = ("pinned", "secant")
@@ -41,7 +46,12 @@ class Reason:
 
     what: str
     found: float
+    needed: str
+    """``at least`` or ``at most`` …"""
     limit: float
+
+    def __str__(self) -> str:
+        return f"{self.what} {self.found:.3g} ({self.needed} {self.limit:.3g})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +74,24 @@ class Verdict:
     target: float
     """The step the question was about."""
 
+    def record(self) -> dict[str, Any]:
+        """As relex.json keeps it: numbers without an end are null."""
+
+        def plain(value: float | None) -> float | None:
+            return value if value is None or math.isfinite(value) else None
+
+        reasons = [
+            {"what": r.what, "found": plain(r.found), "needed": r.needed, "limit": r.limit}
+            for r in self.reasons
+        ]
+        return {
+            "decision": self.decision, "sentence": self.sentence, "reasons": reasons,
+            "method": self.method, "strength": self.strength, "horizon": plain(self.horizon),
+        }  # fmt: skip
+
 
 def judge(
-    scan: Scan,
+    scan: Scan | PathLike,
     target: float,
     options: Options | None = None,
     steps: Sequence[int] | None = None,
@@ -78,7 +103,7 @@ def judge(
     """A verdict on forecasting step ``target`` from a scan's checkpoints.
 
     Args:
-        scan: with solver gram for every tensor.
+        scan: with solver gram for every tensor, or its file.
         target: a step after the newest of ``steps``.
         options: the method in question; its strength is not looked at. Of RELEX's plain form, the
             default, the verdict may recommend a variant that a backtest finds better aimed.
@@ -91,14 +116,31 @@ def judge(
         InputError: a target that is not ahead, a method that does not look ahead, or a tensor with
             power iteration's vectors only.
     """
-    case = Case(scan, steps, options or Options(), draws, seed)
-    if not target > case.steps[-1]:
-        raise InputError(f"target_step: expected more than {case.steps[-1]}, found {target:g}")
+    return judge_all(scan, [target], options, steps, tested=tested, draws=draws, seed=seed)[0]
+
+
+def judge_all(
+    scan: Scan | PathLike,
+    targets: Sequence[float],
+    options: Options | None = None,
+    steps: Sequence[int] | None = None,
+    *,
+    tested: Backtest | None = None,
+    draws: int = 999,
+    seed: int = 0,
+) -> tuple[Verdict, ...]:
+    """:func:`judge` for several targets."""
+    loaded = scan if isinstance(scan, Scan) else Scan.load(scan)
+    case = Case(loaded, steps, options or Options(), draws, seed)
+    for target in targets:
+        if not target > case.steps[-1]:
+            raise InputError(f"target_step: expected more than {case.steps[-1]}, found {target:g}")
     if not case.drifts:
-        return _no_drift(case, target)
-    if case.options == Options():
-        case = _better_aimed(case, target, tested or backtest.run(scan, case.steps))
-    return _verdict(case, target)
+        return tuple(_no_drift(case, target) for target in targets)
+    if case.options != Options():
+        return tuple(_verdict(case, target) for target in targets)
+    tested = tested or backtest.run(loaded, case.steps)
+    return tuple(_verdict(_better_aimed(case, target, tested), target) for target in targets)
 
 
 def auto_strength(
@@ -134,9 +176,9 @@ def _verdict(case: Case, target: float) -> Verdict:
         float(one[0]) for one in (ahead.strengths, ahead.lasting, ahead.bearable, ahead.strain)
     )
     reasons = (
-        Reason("straightness of the updates", drift.straightness, drift.limit),
-        Reason("line ahead of drift", 1.0 / lasting if lasting > 0.0 else float("inf"), 2.0),
-        Reason("movement asked for, of that seen", strain, strain_limit(drift.ratio)),
+        Reason("straightness of the updates", drift.straightness, MORE, drift.limit),
+        Reason("line over drift", 1.0 / lasting if lasting > 0.0 else float("inf"), LESS, 2.0),
+        Reason("movement asked for, of that seen", strain, LESS, strain_limit(drift.ratio)),
     )
     course = case.horizon()
     horizon = None
@@ -162,12 +204,12 @@ def _no_drift(case: Case, target: float) -> Verdict:
         count = len(case.steps) - case.first
         where = f" since the jump at step {case.jumps[-1][0]}" if case.jumps else ""
         sentence = f"no-go: {count} checkpoints{where} are too few to tell a drift from chance"
-        reasons: tuple[Reason, ...] = (Reason("checkpoints", count, SHORTEST),)
+        reasons: tuple[Reason, ...] = (Reason("checkpoints", count, MORE, SHORTEST),)
     else:
         sentence = "no-go: the checkpoints wander like a random walk"
         reasons = (
-            Reason("straightness of the updates", drift.straightness, drift.limit),
-            Reason("chance of that in a random walk", drift.p, CHANCE),
-            Reason("drift over noise", drift.ratio, 0.0),
+            Reason("straightness of the updates", drift.straightness, MORE, drift.limit),
+            Reason("chance of that in a random walk", drift.p, LESS, CHANCE),
+            Reason("drift over noise", drift.ratio, MORE, 0.0),
         )
     return Verdict("no-go", sentence, reasons, case.options.method, 0.0, None, None, target)

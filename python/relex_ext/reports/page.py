@@ -91,7 +91,7 @@ def _verdict(verdict: Verdict) -> str:
     claim, stop, words = re.split(r"([:,]|$)", verdict.sentence, maxsplit=1)
     reasons = "\n".join(
         f"<li><b>{number(r.found)}</b><span>{escape(r.what)}</span>"
-        f"<small>limit {number(r.limit)}</small></li>"
+        f"<small>{r.needed} {number(r.limit)}</small></li>"
         for r in verdict.reasons
     )
     horizon = "none"

@@ -1,0 +1,124 @@
+"""The verdict against real GRPO runs: hundreds of forecasts, scored on held-out problems.
+
+    python benchmarks/bench_verdict.py RUNS [--train] [--json FILE]
+
+RUNS holds one folder per regime of verdict/runs.py (``--train`` makes what is missing: 24 runs, 3
+minutes each on one core; needs the extra ``train``). Every forecast is written as the library would
+write it, in memory, and scored greedily (examples/tiny_grpo). Then
+
+1. the limits of relex_ext.evidence.cases are fitted to the runs of seed 0,
+2. with those that cases.py has now, the verdict is asked about every prefix and target of the runs
+   of seeds 1 and 2, and what it recommends is scored.
+
+What is scored is kept in RUNS/scores and not scored again.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import common
+from relex_ext.evidence import cases
+from verdict.deciding import Decision, decide
+from verdict.fitting import Limit, courses, fit, outcome
+from verdict.forecasting import Run, Scored, grid_of
+from verdict.runs import REGIMES, train
+
+NOW = Limit(cases.STRAIN, cases.EXPONENT, cases.FLOOR, cases.CAP)
+
+
+def share(values: Sequence[bool]) -> str:
+    return f"{np.mean(values):.1%} of {len(values)}" if values else "none"
+
+
+def fitting(scored: Sequence[Scored]) -> dict[str, Any]:
+    """Fit on some runs, look at all with what was fitted and with what cases.py has."""
+    ours = courses([one for one in scored if one.fitted])
+    others = courses([one for one in scored if not one.fitted])
+    best, _ = fit(ours)
+    rows, found = [], {}
+    unlimited = Limit(1e9, 0.0, 1e9, 1e9)
+    for name, limit in (("fitted", best), ("cases.py", NOW), ("no limit", unlimited)):
+        inside, outside = outcome(ours, limit), outcome(others, limit)
+        values = " ".join(f"{value:.3g}" for value in limit) if limit != unlimited else ""
+        rows.append([name, values, f"{inside.gain:+.3f}", f"{inside.worse:.1%}",
+                     f"{outside.gain:+.3f}", f"{outside.worse:.1%}"])  # fmt: skip
+        found[name] = {"limit": limit._asdict(), "fitted": inside._asdict(),
+                       "held_out": outside._asdict()}  # fmt: skip
+    heads = ["limit", "strain exponent floor cap", "gain, fitted runs", "worse", "gain, held out",
+             "worse"]  # fmt: skip
+    print(common.table(heads, rows))
+    return found
+
+
+def verdicts(decisions: Sequence[Decision]) -> dict[str, Any]:
+    """Agreement, and what following the verdict brings."""
+    rows = []
+    for run in dict.fromkeys(one.run for one in decisions):
+        ours = [one for one in decisions if one.run == run]
+        counts = {d: sum(o.decision == d for o in ours) for d in {o.decision for o in ours}}
+        said = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
+        rows.append([
+            run, said, f"{sum(o.agrees for o in ours)}/{len(ours)}",
+            f"{np.mean([o.plain - o.newest for o in ours]):+.3f}",
+            f"{np.mean([o.auto - o.newest for o in ours]):+.3f}",
+            f"{np.mean([(o.followed or o.newest) - o.newest for o in ours]):+.3f}",
+        ])  # fmt: skip
+    print(common.table(
+        ["held-out run", "verdicts", "agree", "plain form", "strength auto", "followed"], rows
+    ))  # fmt: skip
+    collapsed = [one for one in decisions if one.collapsed]
+    worst = min((one.auto - one.newest) / one.error for one in decisions)
+    say = {
+        "verdict agrees": share([one.agrees for one in decisions]),
+        "plain form collapses": share([one.collapsed for one in decisions]),
+        "auto holds there": share([one.auto_holds for one in collapsed]),
+        "auto holds everywhere": share([one.auto_holds for one in decisions]),
+        "worst auto, in standard errors": f"{worst:.1f}",
+    }
+    for what, value in say.items():
+        print(f"{what}: {value}")
+    return say
+
+
+def main() -> None:
+    parser = common.parser(__doc__)
+    parser.add_argument("folder", metavar="RUNS", type=Path)
+    parser.add_argument("--train", action="store_true", help="train the runs that are not there")
+    parser.add_argument("--problems", type=int, default=4000)
+    parser.add_argument("--csv", type=Path, help="a file for every scored forecast")
+    args = parser.parse_args()
+    if args.train:
+        train(REGIMES, args.folder)
+    missing = [r.name for r in REGIMES if not (args.folder / r.name / "record.json").is_file()]
+    if missing:
+        sys.exit(f"{args.folder}: expected {missing[0]} and all other runs; --train makes them")
+    scored = grid_of(REGIMES, args.folder, args.problems)
+    limits = fitting(scored)
+    decisions: list[Decision] = []
+    for regime in REGIMES:
+        if not regime.fitted:
+            decisions += decide(Run(regime, args.folder, args.problems), scored)
+            common.say(f"{regime.name}: {len(decisions)} verdicts in all")
+    summary = verdicts(decisions)
+    if args.csv is not None:
+        heads = list(asdict(scored[0]))
+        lines = [",".join("" if v is None else f"{v:.6g}" if isinstance(v, float) else str(v)
+                          for v in asdict(one).values()) for one in scored]  # fmt: skip
+        args.csv.write_text("\n".join([",".join(heads), *lines]) + "\n")
+    if args.json is not None:
+        found = {"machine": common.machine(), "problems": args.problems, "forecasts": len(scored),
+                 "limits": limits, "summary": summary,
+                 "decisions": [asdict(o) | {"agrees": o.agrees} for o in decisions]}  # fmt: skip
+        args.json.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
