@@ -20,7 +20,7 @@ import argparse
 import statistics
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
@@ -57,8 +57,7 @@ SPACINGS: dict[str, Spacing] = {
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One verdict and the truth. Horizons in windows; ``at_once``: the truth counted from the
-    newest checkpoint on, where a line may for a while be worse than that and better later."""
+    """One verdict and the truth. Horizons in windows."""
 
     kind: str
     decision: str
@@ -66,7 +65,6 @@ class Answer:
     velocity: str
     horizon: float
     truth: float
-    at_once: float
     expected: float
     skill: float
 
@@ -74,8 +72,8 @@ class Answer:
     def go(self) -> bool:
         return self.decision.startswith("go")
 
-    def near(self, truth: float, short: float) -> bool:
-        return abs(self.horizon - truth) <= max(WITHIN * truth, short)
+    def near(self, short: float) -> bool:
+        return abs(self.horizon - self.truth) <= max(WITHIN * self.truth, short)
 
 
 def answer(run: Run, options: Options, draws: int) -> Answer:
@@ -92,7 +90,6 @@ def answer(run: Run, options: Options, draws: int) -> Answer:
         velocity="none" if case.drift is None else case.drift.velocity.kind,
         horizon=min(course / run.steps[-1] - 1.0, run.reach),
         truth=run.horizon(used),
-        at_once=run.horizon(used, at_once=True),
         expected=1.0 - (1.0 - line) ** 2,
         skill=run.skill_at_target(used),
     )
@@ -141,11 +138,10 @@ def followed(name: str, answers: Sequence[Answer]) -> list[list[str]]:
     for kind in KINDS[1:]:
         some = [a for a in answers if a.kind == kind]
         errors = [abs(a.horizon - a.truth) for a in some]
-        relative = [abs(a.horizon - a.truth) / a.truth for a in some if a.truth > 0.0]
+        relative = [abs(a.horizon - a.truth) / a.truth for a in some if a.truth > 0.0] or [0.0]
         rows.append([
-            f"{name}: {kind}", share([a.near(a.truth, SHORT) for a in some]),
-            share([a.near(a.truth, 0.0) for a in some]),
-            share([a.near(a.at_once, SHORT) for a in some]),
+            f"{name}: {kind}", share([a.near(SHORT) for a in some]),
+            share([a.near(0.0) for a in some]),
             f"{statistics.median(errors):.3f}", f"{100 * statistics.median(relative):.1f} %",
             share([a.velocity == _fitting(kind) for a in some]),
         ])  # fmt: skip
@@ -177,7 +173,7 @@ def expected(name: str, answers: Sequence[Answer]) -> list[list[str]]:
 def goals(answers: Sequence[Answer]) -> list[str]:
     walks = [a.go for a in answers if a.kind == "walk"]
     drifts = [a.go for a in answers if a.kind == "drift"]
-    curved = [a.near(a.truth, SHORT) for a in answers if a.kind in KINDS[2:]]
+    curved = [a.near(SHORT) for a in answers if a.kind in KINDS[2:]]
     lines = []
     for what, hits, goal, met in (
         ("walks called go", walks, "at most 5 %", statistics.mean(walks) <= WALKS_GO),
@@ -201,29 +197,37 @@ def main() -> None:
     args = parser.parse_args()
     verify()
     answers = {name: measure(name, KINDS, args) for name in args.spacings}
-    far = [
-        "kind", "within 20 %", "strictly", "from the newest on", "median error, windows",
-        "median error", "fitted kind",
-    ]  # fmt: skip
-    skills = [
-        "kind", "drifts", "expected", "true", "median bias", "median error", "within 0.1", "sign",
-    ]  # fmt: skip
-    tables = (
-        common.table(far, [row for n, a in answers.items() for row in followed(n, a)]),
-        common.table(skills, [row for n, a in answers.items() for row in expected(n, a)]),
-    )
+    tables = {
+        "decided": (["kind", "draws", *DECISIONS, "called go"], decided),
+        "followed": (
+            ["kind", "within 20 %", "strictly", "median error, windows", "median error", "fitted"],
+            followed,
+        ),
+        "expected": (
+            ["kind", "drifts", "expected", "true", "bias", "median error", "within 0.1", "sign"],
+            expected,
+        ),
+    }
+    rows = {
+        what: [row for name, some in answers.items() for row in make(name, some)]
+        for what, (_, make) in tables.items()
+    }
     first = next(iter(answers.values()))
     note = (
         f"within 20 %: of the true horizon, or within {SHORT:.0%} of the window where that is more "
-        "(horizons below a quarter of a window); strictly: of the true horizon alone; from the "
-        "newest on: the truth ends at the first step at which the forecast is worse."
+        "(horizons below a quarter of a window); strictly: of the true horizon alone."
     )
+    heads = {what: heads for what, (heads, _) in tables.items()}
     common.report(
         args,
-        ["kind", "draws", *DECISIONS, "called go"],
-        [row for name, some in answers.items() for row in decided(name, some)],
-        {name: [asdict(a) for a in some] for name, some in answers.items()},
-        [*tables, note, *goals(first)],
+        heads["decided"],
+        rows["decided"],
+        {
+            what: [dict(zip(heads[what], row, strict=True)) for row in found]
+            for what, found in rows.items()
+        },
+        [common.table(heads[what], rows[what]) for what in ("followed", "expected")]
+        + [note, *goals(first)],
     )
 
 

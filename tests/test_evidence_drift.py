@@ -7,7 +7,8 @@ import pytest
 
 import walks
 from oracle import Float64
-from relex_ext.evidence.drift import Drift, find_drift, fit_velocity
+from relex_ext.evidence.drift import Drift, find_drift
+from relex_ext.evidence.velocities import fit_velocity
 
 NOW = np.array([0.0])
 
@@ -102,10 +103,12 @@ def test_a_drift_that_dies_away(distances: Float64, rate: float) -> None:
     found = find(np.exp(-rate * (ends(distances) + 1.0)), distances)
     assert found.velocity.kind == "decaying"
     now = rate / np.expm1(rate)
-    assert found.velocity.at(NOW)[0] == pytest.approx(now, rel=0.05)
+    assert found.velocity.at(NOW)[0] == pytest.approx(now, rel=0.05, abs=0.01)
     for ahead in (0.25, 1.0, 4.0):
         to_come = now * -np.expm1(-rate * ahead) / rate
-        assert found.velocity.moved(np.array([ahead]))[0] == pytest.approx(to_come, rel=0.05)
+        assert found.velocity.moved(np.array([ahead]))[0] == pytest.approx(
+            to_come, rel=0.05, abs=0.01
+        )
 
 
 @pytest.mark.parametrize("distances", [even(75), irregular(75)])
@@ -134,14 +137,14 @@ def test_the_way_is_the_integral_of_the_velocity() -> None:
         assert np.allclose(fitted.at(times), values, rtol=0, atol=1e-3)
 
 
-def test_noise_seldom_passes_for_a_turn() -> None:
-    """Less than once in a hundred. Among 1500, 15 are expected at that rate, ± 3.9."""
+@pytest.mark.parametrize(("stretches", "most"), [(8, 12), (16, 12)])
+def test_noise_seldom_passes_for_a_turn(stretches: int, most: int) -> None:
+    """Once in a hundred: among 500, 5 are expected, and 13 or more once in 500 times."""
     rng = np.random.default_rng(0)
-    times = np.linspace(-0.97, -0.03, 16)
-    kinds = [fit_velocity(times, 1.0 + 0.5 * rng.normal(size=16)).kind for _ in range(1500)]
-    assert kinds.count("turning") <= 20
-    assert kinds.count("decaying") <= 150
-    assert kinds.count("constant") >= 1300
+    times = (np.arange(stretches) + 0.5) / stretches - 1.0
+    kinds = [fit_velocity(times, 1.0 + 0.5 * rng.normal(size=stretches)).kind for _ in range(500)]
+    assert kinds.count("turning") <= most
+    assert kinds.count("decaying") <= most
 
 
 def test_velocities_of_a_noisy_drift_stay_near_the_true_ones() -> None:
@@ -168,14 +171,14 @@ def test_p_and_its_limit_tell_a_drift_from_walks() -> None:
 
 
 def test_one_walk_in_a_hundred_passes_the_limit() -> None:
-    """At most 9 of 300 walks are past it: by chance one time in a thousand."""
+    """At most 7 of 200 walks are past it: by chance more once in a thousand times."""
     over = 0
-    for seed in range(300):
+    for seed in range(200):
         d = walks.updates(np.random.default_rng(seed), 30, 300)
         found = find_drift(d @ d.T, even(30), draws=199)
         assert found is not None
         over += found.straightness > found.limit
-    assert over <= 9
+    assert over <= 7
 
 
 # ---- odd cases ---------------------------------------------------------------------------------

@@ -60,11 +60,12 @@ def test_folder(run: RunFolder, tmp_path: Path) -> None:
     (run.base / "README.md").write_text("base")
     go(run, tmp_path / "out")
     shards = [f"model-{i:05}-of-00003.safetensors" for i in (1, 2, 3)]
-    model = sorted([*COMPANIONS, "modeling_toy.py", *shards, INDEX])
+    model = sorted([*COMPANIONS, "modeling_toy.py", "README.md", *shards, INDEX])
     for target in ("step_100", "step_62.5"):
         folder = tmp_path / "out" / target
         assert listing(folder) == model
         assert (folder / "tokenizer.json").read_text() == "the newest one's"
+        assert "extrapolated" in (folder / "README.md").read_text(), "a card, not the base's"
         for name in ("config.json", "merges.txt"):
             assert (folder / name).read_bytes() == COMPANIONS[name]
     top = sorted(p.name for p in (tmp_path / "out").iterdir())

@@ -39,7 +39,7 @@ class Run:
     """What is asked about, in windows."""
     scan: Scan
     course: dict[str, Float64]
-    """Without noise, per tensor (T + FINE, d)."""
+    """Without noise, per tensor (T + FINE, 3): in orthonormal directions."""
 
     @property
     def target(self) -> float:
@@ -50,33 +50,31 @@ class Run:
         found: Float64 = self.steps[-1] * (1.0 + np.arange(1, FINE + 1) / FINE)
         return found
 
-    def skill(self, options: Options) -> Float64:
+    def skill(self, options: Options, moved: bool = False) -> Float64:
         """Of the method's forecasts, in full, of the course alone: 1 − ‖f − D‖²/‖D‖², at each of
-        :meth:`later`."""
-        count, (along, own, moved) = len(self.steps), np.zeros((3, FINE))
+        :meth:`later`. ``moved``: f from where the method sees the newest checkpoint, not from there
+        itself, as Case.horizon has it (relex's line passes by it)."""
+        count, (along, own, far) = len(self.steps), np.zeros((3, FINE))
+        asked = [*self.later().tolist(), float(self.steps[-1])]
         for name, course in self.course.items():
             source = Source(name, self.scan.grams[name])
-            weights, _ = METHODS[options.method].weigh(
-                source, self.steps, self.later().tolist(), options
-            )
-            f = weights @ course[:count] - course[count - 1]
+            weights, _ = METHODS[options.method].weigh(source, self.steps, asked, options)
+            seen = weights @ course[:count]
+            f = seen[:-1] - (seen[-1] if moved else course[count - 1])
             true = course[count:] - course[count - 1]
             along += (f * true).sum(axis=1)
             own += (f * f).sum(axis=1)
-            moved += (true * true).sum(axis=1)
-        return (2.0 * along - own) / np.maximum(moved, np.finfo(np.float64).tiny)
+            far += (true * true).sum(axis=1)
+        return (2.0 * along - own) / np.maximum(far, np.finfo(np.float64).tiny)
 
     def skill_at_target(self, options: Options) -> float:
         return float(self.skill(options)[round(self.reach * FINE) - 1])
 
-    def horizon(self, options: Options, at_once: bool = False) -> float:
-        """How far ahead, in windows, the forecast is nearer to the course than the newest
-        checkpoint, up to the target; from where it first is, as Case.horizon says, or, ``at_once``,
-        from the newest on."""
-        good = self.skill(options) > 0.0
-        first = 0 if at_once or not good.any() else int(good.argmax())
-        bad = np.flatnonzero(~good[first:])
-        return min(self.reach, (first + float(bad[0])) / FINE if len(bad) else np.inf)
+    def horizon(self, options: Options) -> float:
+        """How far ahead, in windows, the forecast stays nearer to the course than the newest
+        checkpoint is, up to the target."""
+        bad = np.flatnonzero(self.skill(options, moved=True) <= 0.0)
+        return min(self.reach, float(bad[0]) / FINE if len(bad) else np.inf)
 
 
 def draw(
@@ -90,7 +88,7 @@ def draw(
     count, columns = len(steps), int(rng.choice(DIMENSIONS))
     window = np.array(steps) / steps[-1]
     time = count * np.concatenate([window, 1.0 + np.arange(1, FINE + 1) / FINE])
-    first, second, third = _directions(rng, columns, tensors)
+    directions = _directions(rng, columns, tensors)
     noise = rng.normal(size=(count, columns)) / np.sqrt(columns)
     noise *= np.sqrt(np.diff(time[:count], prepend=0.0))[:, None]
     reach = float(rng.choice(REACHES)) if kind == "drift" else 1.0
@@ -98,25 +96,29 @@ def draw(
         rho = _strength(kind, rng, reach, count)
     if kind == "walk" and rng.random() < 0.5:
         _remember(noise, float(rng.choice([0.5, 0.9])))
-    speed = np.sqrt(rho)
+    # Along the three directions: where it is at each time.
+    course = np.zeros((len(time), 3))
+    course[:, 0] = time
     if kind == "saturating":
         scale = count * rng.uniform(0.3, 3.0)
-        course = np.outer(_saturating(time, scale) / _saturating(count, scale) * count, first)
+        course[:, 0] = _saturating(time, scale) / _saturating(count, scale) * count
     elif kind == "oscillating":
-        course = np.outer(_oscillating(rng, time, count), first)
-    else:
-        course = np.outer(time, first)
-    course *= speed
+        course[:, 0] = _oscillating(rng, time, count)
+    course *= np.sqrt(rho)
     if kind == "jumping":
         at = int(rng.integers(count // 7, count - count // 5))
-        course[at:] += second * 10.0 ** rng.uniform(0.7, 1.5) * np.sqrt(1.0 + rho)
+        course[at:, 1] = 10.0 ** rng.uniform(0.7, 1.5) * np.sqrt(1.0 + rho)
         if rng.random() < 0.5:
-            course[at:] += np.outer(time[at:] - time[at], third - first) * speed
-    seen = course[:count] + np.cumsum(noise, axis=0)
-    parts = np.array_split(np.arange(columns), tensors)
-    names = [f"model.layers.{i}.mlp.up_proj.weight" for i in range(tensors)]
-    grams = {name: seen[:, p] @ seen[:, p].T for name, p in zip(names, parts, strict=True)}
-    courses = {name: course[:, p] for name, p in zip(names, parts, strict=True)}
+            course[at:, 2] = (time[at:] - time[at]) * np.sqrt(rho)
+            course[at:, 0] -= course[at:, 2]
+    seen = course[:count] @ directions + np.cumsum(noise, axis=0)
+    grams, courses = {}, {}
+    for i, part in enumerate(np.array_split(np.arange(columns), tensors)):
+        name = f"model.layers.{i}.mlp.up_proj.weight"
+        grams[name] = seen[:, part] @ seen[:, part].T
+        # The same lengths and angles in three numbers.
+        angles = np.linalg.cholesky(directions[:, part] @ directions[:, part].T)
+        courses[name] = course @ angles
     return Run(kind, tuple(steps), reach, Scan(tuple(steps), grams, {}, {}), courses)
 
 

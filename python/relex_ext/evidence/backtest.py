@@ -175,6 +175,10 @@ def run(
 class CachedSource(Source):
     """One decomposition for all methods."""
 
+    @classmethod
+    def of(cls, source: Source) -> CachedSource:
+        return cls(source.name, source.found, source.rows)
+
     @cached_property
     def _spectrum(self) -> Spectrum:
         return _leading(self.gram)

@@ -10,9 +10,9 @@ import numpy as np
 
 from relex_ext.errors import InputError
 from relex_ext.evidence import findings
+from relex_ext.evidence.backtest import CachedSource
 from relex_ext.evidence.drift import SHORTEST, Drift, find_drift
 from relex_ext.evidence.nulls import Float64, sizes_of, updates_of
-from relex_ext.forecasts import Source
 from relex_ext.methods import METHODS, Options
 from relex_ext.scans import Scan
 
@@ -22,7 +22,7 @@ FORECASTS = ("relex", "pinned", "secant", "two-point", "first-update")
 CHANCE = 0.01
 """p above which straightness is no drift."""
 
-STRAIN, EXPONENT, FLOOR, CAP = 0.2, 1.5, 0.12, 4.0
+STRAIN, EXPONENT, FLOOR, CAP = 0.2, 1.5, 0.06, 4.0
 """Of :func:`strain_limit`; fitted by benchmarks/bench_verdict.py."""
 
 FARTHEST, LADDER = 8.0, 64
@@ -66,15 +66,18 @@ class Case:
                 f"method: expected one that looks ahead ({known}), found {options.method}"
             )
         self.steps = tuple(scan.steps if steps is None else sorted(steps))
-        self._scan = scan
+        if len(self.steps) < 2:
+            raise InputError(f"scan: expected at least 2 steps, found {len(self.steps)}")
+        self._sources = [CachedSource.of(scan.source(name, self.steps)) for name in scan.names]
         total = np.zeros((len(self.steps), len(self.steps)))
-        for name in scan.names:
-            total += scan.source(name, self.steps).gram
+        for source in self._sources:
+            total += source.gram
         self.jumps = findings.jumps(sizes_of(total), self.steps)
         self.first = self.steps.index(self.jumps[-1][0]) + 1 if self.jumps else 0
         """The window's first update, as a row."""
         if self.first:
-            options = Options(method="two-point", window=len(self.steps) - self.first)
+            behind = len(self.steps) - self.first  # none where the newest is the jump
+            options = Options(method="two-point", window=max(1, behind))
         self.options = replace(options, strength=1.0)
         self._distances = findings.distances_of(self.steps)
         self._updates = updates_of(total)
@@ -101,27 +104,41 @@ class Case:
             return (0.0,) * len(targets)
         return self.look_ahead(targets).strengths
 
-    def look_ahead(self, targets: Sequence[float]) -> Ahead:
-        """How the method's forecasts, in full, compare with drift and with the movement seen."""
+    def look_ahead(self, targets: Sequence[float], moved_only: bool = False) -> Ahead:
+        """How the method's forecasts, in full, compare with drift and with the movement seen.
+
+        ``moved_only``: from where the method sees the newest checkpoint, and not from there itself:
+        relex's line passes by it.
+        """
         drift = self.found
         along, own, size = np.zeros((3, len(targets)))
         # A forecast is a sum of updates, f = Σ α_i d_i. Products of an update with itself are noise
-        # for the most part: drift is estimated from the others, in proportion to the steps covered.
+        # for the most part, those with its neighbours have the noise of rounded checkpoints, which
+        # one update adds and the next takes back, or momentum. Drift is known from the others; in
+        # their place is its mean over the steps that they cover.
         method = METHODS[self.options.method]
         window = np.zeros(len(self.steps))
         window[self.first :] = 1.0
-        apart = 1.0 - np.eye(len(self.steps))
+        order = np.arange(len(self.steps))
+        near = drift.memory.block
+        apart = (np.abs(np.subtract.outer(order, order)) > near).astype(np.float64)
         lengths = np.outer(self._distances, self._distances)
-        for name in self._scan.names:
-            gram = np.array(self._scan.source(name, self.steps).gram)
-            source = Source(name, gram)
-            weights, _ = method.weigh(source, self.steps, targets, self.options)
-            weights[:, -1] -= 1.0
+        inside = apart * np.outer(window, window)
+        asked = [*targets, float(self.steps[-1])] if moved_only else targets
+        for source in self._sources:
+            gram = np.asarray(source.gram)
+            weights, _ = method.weigh(source, self.steps, asked, self.options)
+            if moved_only:
+                weights = weights[:-1] - weights[-1]
+            else:
+                weights[:, -1] -= 1.0
             updates = updates_of(gram)
             alphas = np.cumsum(weights[:, ::-1], axis=1)[:, ::-1]
             size += _product(alphas, updates, alphas)
-            along += _coherent(alphas, window, updates, apart, lengths)
-            own += _coherent(alphas, alphas, updates, apart, lengths)
+            mean = float((updates * inside).sum() / (lengths * inside).sum())
+            drifts = updates * apart + mean * lengths * (1.0 - apart)
+            along += _product(alphas, drifts, window)
+            own += _product(alphas, drifts, alphas)
         reach = (np.array(targets) - self.steps[-1]) / drift.span
         moved = drift.velocity.moved(reach)
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -137,14 +154,13 @@ class Case:
         drift = self.found
         reach = np.geomspace(0.02, FARTHEST, LADDER)
         ends = self.steps[-1] + reach * drift.span
-        lasting = self.look_ahead(ends.tolist()).lasting
-        good = lasting > 0.5
-        if not good.any():
-            return None
-        first = int(good.argmax())  # nearer by, relex's line may start away from the newest
-        if good[first:].all():
+        lasting = self.look_ahead(ends.tolist(), moved_only=True).lasting
+        short = lasting <= 0.5
+        if not short.any():
             return float("inf")
-        at = first + int((~good[first:]).argmax())
+        at = int(short.argmax())
+        if at == 0:
+            return None
         share = (lasting[at - 1] - 0.5) / (lasting[at - 1] - lasting[at])
         return float(ends[at - 1] + share * (ends[at] - ends[at - 1]))
 
@@ -167,16 +183,6 @@ def strain_limit(ratio: float) -> float:
     if ratio <= 0.0:
         return 0.0
     return float(np.clip(STRAIN * ratio**-EXPONENT, FLOOR, CAP))
-
-
-def _coherent(
-    left: Float64, right: Float64, updates: Float64, apart: Float64, lengths: Float64
-) -> Float64:
-    """Σ_ij α_i β_j ⟨drift_i, drift_j⟩, from the products of different updates, (targets,)."""
-    known = _product(left, updates * apart, right)
-    whole = _product(left, lengths, right)
-    covered = _product(left, lengths * apart, right)
-    return known * np.divide(whole, covered, np.ones_like(whole), where=np.abs(covered) > 0.0)
 
 
 def _product(left: Float64, form: Float64, right: Float64) -> Float64:

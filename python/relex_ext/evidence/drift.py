@@ -15,41 +15,21 @@ line may follow it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import numpy as np
 
 from relex_ext.evidence.nulls import Flips, Float64, Memory, memory_of
-
-Course: TypeAlias = Callable[[Float64], Float64]
+from relex_ext.evidence.velocities import Velocity, fit_velocity
 
 SHORTEST = 8
 """Updates below which a drift cannot be told from chance: 2⁷ distinct sign flips."""
 
 STRETCHES = 16
-"""At most, of at least three updates (four stretches at least)."""
+"""At most: of fewer updates, each is one."""
 
-RATES = np.geomspace(0.05, 30.0, 24)
-"""Decay rates tried, per span of the window."""
-
-CYCLES = np.linspace(0.3, 4.0, 38)
-"""Frequencies tried, in cycles per window."""
-
-COST = {"constant": 1, "decaying": 3, "turning": 7}
-
-
-@dataclass(frozen=True, slots=True)
-class Velocity:
-    """A fitted course of the drift's velocity. Times are in windows before (< 0) and after the
-    newest checkpoint; velocities in units of the mean one."""
-
-    kind: str
-    """``constant``, ``decaying`` or ``turning``."""
-    at: Course
-    moved: Course
-    """∫₀ᵗ of it: how far the drift gets along its mean direction."""
+ROUNDS = 100
+"""Of alternating least squares for one direction."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +54,8 @@ class Drift:
     times: Float64
     """Its middle, in windows: −1 … 0."""
     velocity: Velocity
+    memory: Memory
+    """Of the noise: its block is not misled by a drift that swings, as memory_of's is."""
 
     @property
     def ratio(self) -> float:
@@ -89,13 +71,13 @@ def find_drift(
     sizes = np.diagonal(updates)
     if count < SHORTEST or not sizes.sum() > 0.0:
         return None
-    memory = memory_of(updates)
-    walks = Flips(count, memory, draws, seed).straightness(updates[None])[0]
+    cautious = _cautious(updates)
+    walks = Flips(count, cautious, draws, seed).straightness(updates[None])[0]
+    memory = Memory(memory_of(updates).coefficient, cautious.block)
     span = float(distances.sum())
     mean, noise = _apart(updates, distances, memory)
 
-    stretches = min(STRETCHES, max(4, count // 3))
-    parts = np.array_split(np.arange(count), stretches)
+    parts = np.array_split(np.arange(count), min(STRETCHES, count))
     inside = np.array([np.isin(np.arange(count), part) for part in parts], np.float64)
     across = inside @ (updates - noise) @ (1.0 - inside).T
     lengths = inside @ distances
@@ -113,71 +95,57 @@ def find_drift(
         velocities=moved * span / lengths,
         times=times,
         velocity=fit_velocity(times, moved * span / lengths),
+        memory=memory,
     )
+
+
+def _cautious(updates: Float64) -> Memory:
+    """The memory of the walks that the updates are held against.
+
+    All likeness of neighbours counts as momentum's, drift's or not: what a walk with so much of it
+    does not reach is no walk's (of short ones, the plateau of memory_of would take momentum for
+    drift). But a drift that swings is alike over many gaps, as if memory reached far, and blocks so
+    long hide it. It is also alike at gaps where memory has faded, and in one direction: that one is
+    found there, x_i x_j ≈ H_ij, and taken out before blocks are measured.
+    """
+    count = len(updates)
+    gap = np.abs(np.subtract.outer(np.arange(count), np.arange(count)))
+    far = np.where(gap >= count // SHORTEST, 1.0, 0.0)
+    values, vectors = np.linalg.eigh(far * updates)
+    x = vectors[:, -1] * np.sqrt(max(0.0, float(values[-1])))
+    least = np.finfo(np.float64).tiny
+    for _ in range(ROUNDS):
+        x = (x + (far * updates) @ x / np.maximum(far @ x**2, least)) / 2.0
+    rest = updates - np.outer(x, x)
+    np.fill_diagonal(rest, np.maximum(np.diagonal(rest), 0.0))
+    # By regression, d_t on d_{t−1}: also right where updates differ in size, or start from rest.
+    phi = float(np.trace(updates, 1)) / max(float(np.trace(updates[:-1, :-1])), least)
+    phi = float(np.clip(phi, 0.0, 0.95))
+    return Memory(phi, memory_of(rest).block)
 
 
 def _apart(updates: Float64, distances: Float64, memory: Memory) -> tuple[float, Float64]:
     """(mean squared velocity m, Gram matrix of the noise), of updates with a memory φ.
 
     In the mean over updates H_ij is m δ_i δ_j + n φ^|i−j|: its trace and the sum of what lies off
-    it (by the memory's block at least) are two equations for m and the noise's n. A single update's
-    noise is what m leaves of H_ii.
+    it, beyond the memory's block, are two equations for m and the noise's n. A single update's
+    noise is what m leaves of H_ii; within the block, the noise that neighbours share is what m
+    leaves of their products: rounded checkpoints make it negative.
     """
     count, sizes = len(updates), np.diagonal(updates)
     gap = np.abs(np.subtract.outer(np.arange(count), np.arange(count)))
     remembered = np.power(memory.coefficient, gap)  # 0⁰ = 1
-    other, squares = gap >= memory.block, distances**2
+    other, squares = gap > memory.block, distances**2
     shared = float(remembered[other].sum()) / count
     mean = float(updates[other].sum() - shared * sizes.sum()) / float(
         np.outer(distances, distances)[other].sum() - shared * squares.sum()
     )
     own = np.sqrt(np.maximum(sizes - max(mean, 0.0) * squares, 0.0))
-    return mean, np.outer(own, own) * remembered
-
-
-def fit_velocity(times: Float64, values: Float64) -> Velocity:
-    """The course that explains the velocities best for what it costs: constant, a·exp(−k t) with
-    k ≥ 0, or a constant and a sine, by Schwarz's criterion. A parameter that had to be searched for
-    counts as three: the best of many has more to choose from (so that noise passes for a turn in
-    fewer than one case in a hundred; tests/test_evidence_drift.py)."""
-    count = len(times)
-
-    def decay(rate: float) -> Float64:
-        values: Float64 = np.exp(-rate * (times + 1.0))[:, None]
-        return values
-
-    def turn(cycles: float) -> Float64:
-        angle = 2.0 * np.pi * cycles * times
-        return np.stack([np.ones(count), np.sin(angle), np.cos(angle)], axis=1)
-
-    found = {
-        "constant": (0.0, *_least_squares(decay(0.0), values)),
-        "decaying": _search(decay, RATES, values),
-        "turning": _search(turn, CYCLES, values),
-    }
-    floor = 1e-12 * float(values @ values) + np.finfo(np.float64).tiny
-
-    def score(kind: str) -> float:
-        return count * float(np.log(max(found[kind][1], floor))) + COST[kind] * float(np.log(count))
-
-    kind = min(found, key=score)
-    rate, _, parameters = found[kind]
-    if kind == "turning":
-        return _turning(parameters, rate)
-    return _decaying(float(parameters[0]), rate)
-
-
-def _search(
-    basis: Callable[[float], Float64], rates: Float64, values: Float64
-) -> tuple[float, float, Float64]:
-    """(rate, SSE, parameters) of the best of ``rates``, narrowed down between its neighbours."""
-    for _ in range(3):
-        errors = [_least_squares(basis(float(rate)), values)[0] for rate in rates]
-        best = int(np.argmin(errors))
-        near = rates[max(best - 1, 0)], rates[min(best + 1, len(rates) - 1)]
-        at, rates = float(rates[best]), np.linspace(*near, 9)
-    error, parameters = _least_squares(basis(at), values)
-    return at, error, parameters
+    for g in range(1, memory.block + 1):
+        alike = float(np.trace(updates, g) - mean * (distances[:-g] @ distances[g:]))
+        both = float(own[:-g] @ own[g:])
+        remembered[gap == g] = alike / both if both > 0.0 else 0.0
+    return mean, np.asarray(np.outer(own, own) * remembered)
 
 
 def _shares(across: Float64) -> Float64:
@@ -190,35 +158,5 @@ def _shares(across: Float64) -> Float64:
     for _ in range(50):
         whole = float(moved.sum())
         moved = np.divide(across, np.maximum(whole - moved, 0.1 * whole))
-    return np.divide(moved, moved.sum())
-
-
-def _least_squares(basis: Float64, values: Float64) -> tuple[float, Float64]:
-    found: Float64 = np.linalg.lstsq(basis, values, rcond=None)[0]
-    residual = values - basis @ found
-    return float(residual @ residual), found
-
-
-def _decaying(start: float, rate: float) -> Velocity:
-    if rate == 0.0:
-        return Velocity("constant", lambda t: np.full_like(t, start), lambda t: start * t)
-    now = start * np.exp(-rate)
-    return Velocity(
-        "decaying",
-        lambda t: now * np.exp(-rate * t),
-        lambda t: now * -np.expm1(-rate * t) / rate,
-    )
-
-
-def _turning(parameters: Float64, cycles: float) -> Velocity:
-    constant, sine, cosine = parameters.tolist()
-    angular = 2.0 * np.pi * cycles
-    return Velocity(
-        "turning",
-        lambda t: constant + sine * np.sin(angular * t) + cosine * np.cos(angular * t),
-        lambda t: (
-            constant * t
-            + sine / angular * (1.0 - np.cos(angular * t))
-            + cosine / angular * np.sin(angular * t)
-        ),
-    )
+    shares: Float64 = moved / moved.sum()
+    return shares

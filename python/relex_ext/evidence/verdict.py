@@ -31,7 +31,7 @@ DECISIONS = ("go", "go shrunk", "short horizons", "no-go")
 
 MORE, LESS = "at least", "at most"
 
-FULL, LEAST = 0.85, 0.1
+FULL, LEAST = 0.85, 0.05
 """λ from which on a forecast is given in full, and below which the target is called too far."""
 
 RIVALS = ("pinned", "secant")
@@ -155,18 +155,21 @@ def auto_strength(
 
 
 def _better_aimed(case: Case, target: float, tested: Backtest) -> Case:
-    """The case of the method whose displacement has pointed best to the true one, over as far."""
+    """The case of the method whose displacement has pointed best to the true one, over as far,
+    among those that have somewhere to go."""
     start = min(0, case.steps[0] - 1)
     reach = (target - case.steps[-1]) / (case.steps[-1] - start)
-    plain = tested.summary(case.options.method, reach, start)
-    if plain is None:
-        return case
-    best, aim = case.options.method, plain.cosine + BETTER
-    for rival in RIVALS:
-        found = tested.summary(rival, reach, start)
-        if found is not None and found.cosine >= aim:
-            best, aim = rival, found.cosine
-    return case if best == case.options.method else case.about(Options(method=best))
+    aims = {}
+    for method in (case.options.method, *RIVALS):
+        found = tested.summary(method, reach, start)
+        if found is not None:
+            rival = method != case.options.method
+            aims[method] = found.cosine - (BETTER if rival else 0.0)
+    for method in sorted(aims, key=aims.__getitem__, reverse=True):
+        other = case.about(Options(method=method))
+        if other.strengths([target])[0] > 0.0:
+            return other
+    return case
 
 
 def _verdict(case: Case, target: float) -> Verdict:
