@@ -27,7 +27,7 @@ import numpy as np
 import common
 from relex_ext.evidence import cases
 from verdict.deciding import Decision, decide
-from verdict.fitting import Limit, courses, fit, outcome
+from verdict.fitting import UNLIMITED, Limit, courses, fit, outcome
 from verdict.forecasting import Run, Scored, grid_of
 from verdict.runs import REGIMES, train
 
@@ -44,10 +44,9 @@ def fitting(scored: Sequence[Scored]) -> dict[str, Any]:
     others = courses([one for one in scored if not one.fitted])
     best, _ = fit(ours)
     rows, found = [], {}
-    unlimited = Limit(1e9, 0.0, 1e9, 1e9)
-    for name, limit in (("fitted", best), ("cases.py", NOW), ("no limit", unlimited)):
+    for name, limit in (("fitted", best), ("cases.py", NOW), ("no limit", UNLIMITED)):
         inside, outside = outcome(ours, limit), outcome(others, limit)
-        values = " ".join(f"{value:.3g}" for value in limit) if limit != unlimited else ""
+        values = " ".join(f"{value:.3g}" for value in limit) if limit != UNLIMITED else ""
         rows.append([name, values, f"{inside.gain:+.3f}", f"{inside.worse:.1%}",
                      f"{outside.gain:+.3f}", f"{outside.worse:.1%}"])  # fmt: skip
         found[name] = {"limit": limit._asdict(), "fitted": inside._asdict(),

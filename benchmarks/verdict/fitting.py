@@ -30,13 +30,17 @@ class Limit(NamedTuple):
         return float(np.clip(self.strain * ratio**-self.exponent, self.floor, self.cap))
 
 
+UNLIMITED = Limit(1e9, 0.0, 1e9, 1e9)
+"""Every forecast in full."""
+
+
 class Course(NamedTuple):
     """One prefix and method: accuracy against strain."""
 
     strains: list[float]
     accuracies: list[float]
-    asked: list[float]
-    """The strain of the forecasts a user asks for, in full."""
+    asked: list[tuple[float, float]]
+    """The strain of the forecasts a user asks for, in full and where the drift's course ends it."""
     ratio: float
     newest: float
     error: float
@@ -66,7 +70,11 @@ def courses(scored: Sequence[Scored]) -> list[Course]:
             Course(
                 [0.0, *(one.strain for one in group)],
                 [first.newest, *(one.accuracy for one in group)],
-                [o.strain for o in group if (o.target - prefix) / prefix >= min(ASKED) - 0.05],
+                [
+                    (one.strain, one.strain * min(1.0, one.lasting))
+                    for one in group
+                    if (one.target - prefix) / prefix >= min(ASKED) - 0.05
+                ],
                 first.ratio,
                 first.newest,
                 first.error,
@@ -79,8 +87,8 @@ def outcome(found: Sequence[Course], limit: Limit) -> Outcome:
     gains, worse = [], []
     for course in found:
         most = limit.at(course.ratio)
-        for asked in course.asked:
-            gain = course.gain(min(asked, most))
+        for full, lasting in course.asked:
+            gain = course.gain(min(full if limit == UNLIMITED else lasting, most))
             gains.append(gain)
             worse.append(gain < -course.error)
     return Outcome(float(np.mean(gains)), float(np.mean(worse)))

@@ -49,6 +49,8 @@ class Scored:
     trained: float | None
     error: float
     """Standard error of ``newest``."""
+    lasting: float = 1.0
+    """λ at which the forecast meets the drift, by the drift's course."""
 
     @property
     def gain(self) -> float:
@@ -133,13 +135,17 @@ def kept(place: Path, make: object) -> list[Scored]:
 def _as_seen_now(scored: Sequence[Scored], regime: Regime, folder: Path) -> list[Scored]:
     """With the drift that the library finds today: accuracies stay what they are."""
     scan = relex_ext.Scan.load(folder / regime.name / "run.scan")
-    drifts = {
-        prefix: Case(scan, range(1, prefix + 1), Options()).found
-        for prefix in sorted({one.prefix for one in scored})
-    }
-    return [
-        replace(one, ratio=drifts[one.prefix].ratio, p=drifts[one.prefix].p) for one in scored
-    ]
+    found = []
+    for prefix in sorted({one.prefix for one in scored}):
+        case = Case(scan, range(1, prefix + 1), Options())
+        for method in sorted({one.method for one in scored}):
+            ours = [one for one in scored if (one.prefix, one.method) == (prefix, method)]
+            ahead = case.about(Options(method=method)).look_ahead([one.target for one in ours])
+            found += [
+                replace(one, ratio=case.found.ratio, p=case.found.p, lasting=float(lasting))
+                for one, lasting in zip(ours, ahead.lasting, strict=True)
+            ]
+    return found
 
 
 def grid_of(regimes: Sequence[Regime], folder: Path, problems: int) -> list[Scored]:

@@ -22,7 +22,7 @@ FORECASTS = ("relex", "pinned", "secant", "two-point", "first-update")
 CHANCE = 0.01
 """p above which straightness is no drift."""
 
-STRAIN, EXPONENT, FLOOR, CAP = 0.2, 1.5, 0.06, 4.0
+STRAIN, EXPONENT, FLOOR, CAP = 0.2, 1.5, 0.05, 4.0
 """Of :func:`strain_limit`; fitted by benchmarks/bench_verdict.py."""
 
 FARTHEST, LADDER = 8.0, 64
@@ -48,8 +48,7 @@ class Ahead:
 class Case:
     """A scan's window of checkpoints and a method in question.
 
-    After a jump the window begins behind it: what came before says nothing about what follows. Then
-    only a method that does not look behind it will do.
+    After a jump the window begins behind it: what came before says nothing about what follows.
     """
 
     def __init__(
@@ -59,7 +58,10 @@ class Case:
         options: Options,
         draws: int = 999,
         seed: int = 0,
+        *,
+        switch: bool = True,
     ) -> None:
+        """``switch``: after a jump, to a method that does not look behind it."""
         if options.method not in FORECASTS:
             known = ", ".join(FORECASTS)
             raise InputError(
@@ -75,7 +77,7 @@ class Case:
         self.jumps = findings.jumps(sizes_of(total), self.steps)
         self.first = self.steps.index(self.jumps[-1][0]) + 1 if self.jumps else 0
         """The window's first update, as a row."""
-        if self.first:
+        if self.first and switch:
             behind = len(self.steps) - self.first  # none where the newest is the jump
             options = Options(method="two-point", window=max(1, behind))
         self.options = replace(options, strength=1.0)

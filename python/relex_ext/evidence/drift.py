@@ -47,6 +47,8 @@ class Drift:
     """The straightness that one walk in a hundred exceeds."""
     mean: float
     """The drift's mean squared velocity, per step²: of products of different updates."""
+    scatter: float
+    """Σ of the squares of single updates' noise, per step."""
     noise: float
     """The noise's squared distance per step of a walk as long as the window."""
     velocities: Float64
@@ -59,8 +61,9 @@ class Drift:
 
     @property
     def ratio(self) -> float:
-        """The drift's squared distance over the window as a multiple of the noise's."""
-        return self.mean * self.span / self.noise if self.noise > 0.0 else np.inf
+        """The drift's squared distance over the window as a multiple of what the noise of single
+        updates adds up to; what momentum makes of that noise is not counted in it."""
+        return self.mean * self.span / self.scatter if self.scatter > 0.0 else np.inf
 
 
 def find_drift(
@@ -84,6 +87,7 @@ def find_drift(
     moved = _shares(np.diagonal(across))
     times = (np.cumsum(lengths) - lengths / 2.0) / span - 1.0
     remembered = (1.0 + memory.coefficient) / (1.0 - memory.coefficient)
+    scatter = float(np.trace(noise)) / span
     return Drift(
         updates=count,
         span=span,
@@ -91,7 +95,8 @@ def find_drift(
         p=float(np.mean(walks >= walks[0] - 1e-9 * np.abs(walks).max())),
         limit=float(np.quantile(walks[1:], 0.99)),
         mean=mean,
-        noise=remembered * float(np.trace(noise)) / span,
+        scatter=scatter,
+        noise=remembered * scatter,
         velocities=moved * span / lengths,
         times=times,
         velocity=fit_velocity(times, moved * span / lengths),

@@ -31,7 +31,7 @@ DECISIONS = ("go", "go shrunk", "short horizons", "no-go")
 
 MORE, LESS = "at least", "at most"
 
-FULL, LEAST = 0.85, 0.05
+FULL, LEAST = 0.85, 0.04
 """λ from which on a forecast is given in full, and below which the target is called too far."""
 
 RIVALS = ("pinned", "secant")
@@ -148,7 +148,7 @@ def auto_strength(
 ) -> tuple[float, ...]:
     """λ for each target: the most that the drift's course and the strain limit allow, at most 1; 0
     where no drift is found, and for targets that are not ahead 1, where nothing is foretold."""
-    case = Case(scan, steps, options)
+    case = Case(scan, steps, options, switch=False)
     ahead = [target for target in targets if target > case.steps[-1]]
     found = dict(zip(ahead, case.strengths(ahead), strict=True))
     return tuple(found.get(target, 1.0) for target in targets)
@@ -213,6 +213,6 @@ def _no_drift(case: Case, target: float) -> Verdict:
         reasons = (
             Reason("straightness of the updates", drift.straightness, MORE, drift.limit),
             Reason("chance of that in a random walk", drift.p, LESS, CHANCE),
-            Reason("drift over noise", drift.ratio, MORE, 0.0),
+            Reason("drift over noise", drift.mean * drift.span / drift.noise, MORE, 0.0),
         )
     return Verdict("no-go", sentence, reasons, case.options.method, 0.0, None, None, target)
