@@ -191,3 +191,19 @@ def test_power_iterations_vectors_do_not_do() -> None:
     scan = Scan(tuple(range(1, 13)), {}, {"w": spectrum}, {})
     with pytest.raises(InputError, match="tensor w: holds power iteration's vectors"):
         backtest.run(scan)
+
+
+def test_the_longest_gain() -> None:
+    """From prefix 10 all gain up to 14, a later one notwithstanding; from 20 none does."""
+
+    def fold(prefix: int, target: int, skill: float, method: str = "pinned") -> Fold:
+        return Fold(prefix, target, method, along=(skill + 1.0) / 2.0, forecast=1.0, moved=1.0)
+
+    folds = (
+        fold(10, 14, 0.1), fold(10, 12, 0.2), fold(10, 16, -0.1), fold(10, 30, 0.5),
+        fold(20, 21, -0.2), fold(20, 40, 0.9), fold(10, 40, 0.9, "secant"),
+    )  # fmt: skip
+    tested = Backtest(folds)
+    assert [round(f.skill, 12) for f in folds[:3]] == [0.1, 0.2, -0.1]
+    assert (tested.horizon("pinned"), tested.horizon("secant")) == (4, 30)
+    assert tested.horizon("relex") == 0

@@ -116,21 +116,17 @@ class Backtest:
             float(cosines.std()), max(0.0, along / energy) if energy > 0.0 else 0.0,
         )  # fmt: skip
 
-    def horizon(self, method: str, newest: int) -> int | None:
-        """The longest distance, in steps, up to which every fold of the prefixes nearest to
-        ``newest`` has positive skill at full strength; None where there is no such fold."""
-        ends = []
-        for prefix in sorted({fold.prefix for fold in self.of(method)}, reverse=True):
-            folds = sorted(
-                (f for f in self.of(method) if f.prefix == prefix), key=lambda f: f.target
-            )
-            good = 0
-            for fold in folds:
+    def horizon(self, method: str) -> int:
+        """The longest distance, in steps, up to which all forecasts from one prefix had positive
+        skill at full strength; 0 where none had."""
+        longest = 0
+        for prefix in {fold.prefix for fold in self.of(method)}:
+            ours = [fold for fold in self.of(method) if fold.prefix == prefix]
+            for fold in sorted(ours, key=lambda fold: fold.target):
                 if fold.skill <= 0.0:
                     break
-                good = fold.target - fold.prefix
-            ends.append(good)
-        return max(ends, default=None) if ends and max(ends) > 0 else None
+                longest = max(longest, fold.target - prefix)
+        return longest
 
 
 def run(

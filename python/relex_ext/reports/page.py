@@ -156,7 +156,7 @@ def _extra(figure: Figure, contents: Contents) -> str:
     if figure.key != "skill":
         return ""
     rows = tables.methods(contents.backtest, contents.verdict.method)
-    return f"<h3>All methods at full strength, medians</h3>\n{rows}\n"
+    return f"<h3>All methods at full strength: median, and quartiles over the folds</h3>\n{rows}\n"
 
 
 def _details(contents: Contents) -> str:

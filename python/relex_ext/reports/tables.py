@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
-from statistics import median
+
+import numpy as np
 
 from relex_ext.evidence.backtest import Backtest
 from relex_ext.evidence.portraits import Compared, Portrait
@@ -75,21 +76,27 @@ def portraits(found: Sequence[Portrait], energy: float, what: str) -> str:
 
 
 def methods(backtest: Backtest, recommended: str) -> str:
-    """One row for each method that was back-tested, the recommended one first."""
+    """One row for each method that was back-tested, the recommended one first: medians and
+    quartiles over its folds, and the steps up to which all forecasts from one prefix gained."""
     names = sorted(backtest.methods, key=lambda name: name != recommended)
     rows = []
     for name in names:
         folds = backtest.of(name)
-        skills = [fold.skill for fold in folds]
-        better = sum(skill > 0 for skill in skills)
-        numbers = (
-            median(skills),
-            min(skills),
-            median(fold.cosine for fold in folds),
-            median(fold.best_strength for fold in folds),
-        )
+        better = sum(fold.skill > 0 for fold in folds)
         values: list[Value] = [(f"{better} of {len(folds)}", better / len(folds))]
-        values += [(fixed(v, 2) if abs(v) < 100 else number(v), v) for v in numbers]
+        values += [
+            _spread([fold.skill for fold in folds]),
+            _spread([fold.cosine for fold in folds]),
+            _spread([fold.best_strength for fold in folds]),
+            (str(backtest.horizon(name)), backtest.horizon(name)),
+        ]
         rows.append((name, values))
-    heads = ["", "gains in", "skill", "worst", "cosine", "best λ"]
+    heads = ["", "gains in", "skill", "cosine", "best λ", "gains up to"]
     return table(heads, rows, sortable=False)
+
+
+def _spread(found: Sequence[float]) -> Value:
+    """The median, and the quartiles."""
+    low, middle, high = np.quantile(found, [0.25, 0.5, 0.75]).tolist()
+    short = [fixed(v, 2) if abs(v) < 100 else number(v) for v in (middle, low, high)]
+    return f"{short[0]} ({short[1]} to {short[2]})", middle
