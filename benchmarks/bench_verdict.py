@@ -57,6 +57,25 @@ def fitting(scored: Sequence[Scored]) -> dict[str, Any]:
     return found
 
 
+def tells(scored: Sequence[Scored]) -> dict[str, float]:
+    """How well a number tells forecasts that hold from those that do not (at least as good as the
+    newest checkpoint within its standard error): the chance that of one each it ranks them right,
+    the area under the ROC curve. Held-out runs, full forecasts of steps that were trained."""
+    judged = [o for o in scored if not o.fitted and o.skill is not None and o.p <= cases.CHANCE]
+    good = np.array([one.gain >= -1.0 for one in judged])
+    numbers = {
+        "skill in weight space, with hindsight": [one.skill for one in judged],
+        "room below the strain limit": [cases.strain_limit(o.ratio) / o.strain for o in judged],
+    }
+    found = {}
+    for what, values in numbers.items():
+        x = np.array(values, np.float64)
+        pairs = x[good][:, None] - x[~good][None, :]
+        found[what] = float(np.mean(pairs > 0.0) + 0.5 * np.mean(pairs == 0.0))
+        print(f"{what}: ranks {found[what]:.1%} of pairs right ({len(judged)} forecasts)")
+    return found
+
+
 def verdicts(decisions: Sequence[Decision]) -> dict[str, Any]:
     """Agreement, and what following the verdict brings."""
     rows = []
@@ -101,6 +120,7 @@ def main() -> None:
         sys.exit(f"{args.folder}: expected {missing[0]} and all other runs; --train makes them")
     scored = grid_of(REGIMES, args.folder, args.problems)
     limits = fitting(scored)
+    ranked = tells(scored)
     decisions: list[Decision] = []
     for regime in REGIMES:
         if not regime.fitted:
@@ -114,7 +134,7 @@ def main() -> None:
         args.csv.write_text("\n".join([",".join(heads), *lines]) + "\n")
     if args.json is not None:
         found = {"machine": common.machine(), "problems": args.problems, "forecasts": len(scored),
-                 "limits": limits, "summary": summary,
+                 "limits": limits, "ranked": ranked, "summary": summary,
                  "decisions": [asdict(o) | {"agrees": o.agrees} for o in decisions]}  # fmt: skip
         args.json.write_text(json.dumps(found, indent=1) + "\n")
 

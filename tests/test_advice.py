@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from folders import RunFolder, Spec, listing, make_run
-from relex_ext import InputError, Scan, combine, extrapolate, forecast, judge, scan
+from relex_ext import InputError, Scan, Verdict, combine, extrapolate, forecast, judge, scan
+from relex_ext.advice import advice
 from test_cli import relex
 
 STEPS = tuple(range(1, 31))
@@ -39,7 +42,9 @@ def test_everywhere_the_same(drifting: RunFolder, tmp_path: Path) -> None:
         assert done.verdicts[target] == verdict
         assert recorded[f"step_{target:g}"] == json.loads(json.dumps(verdict.record()))
         card = (tmp_path / "out" / f"step_{target:g}" / "README.md").read_text()
-        assert f"**Verdict on the forecast: {verdict.sentence}**" in card
+        assert f"**Verdict on a forecast of this step: {verdict.sentence}**" in card
+        differs = advice(verdict, "relex", 1.0)
+        assert (f"not what it recommends: {differs}." in card) == bool(differs)
         assert card.startswith("---\nlibrary_name: transformers\n")
         assert "30 checkpoints" in card and "steps 1 to 30" in card
         for reason in verdict.reasons:
@@ -98,11 +103,25 @@ def test_power_iteration_says_why(
     ]
 
 
-def test_given_weights_have_a_card_without_verdict(drifting: RunFolder, tmp_path: Path) -> None:
-    weights = forecast(scan(drifting.base, drifting.checkpoints, progress=False), 45)
-    done = combine(drifting.base, drifting.checkpoints, weights, tmp_path / "out", progress=False)
-    card = (done.folders[45.0] / "README.md").read_text()
-    assert "method `given weights`" in card and "Verdict" not in card
+def test_a_card_of_weights_names_their_method(drifting: RunFolder, tmp_path: Path) -> None:
+    where = (drifting.base, drifting.checkpoints)
+    weights = forecast(scan(*where, progress=False), 45, method="pinned", strength=0.5)
+    own = replace(weights, method="", strengths=())
+    for given, said in ((weights, "`pinned`, strength λ = 0.5"), (own, "`given weights`")):
+        done = combine(*where, given, tmp_path / "out", overwrite=True, progress=False)
+        card = (done.folders[45.0] / "README.md").read_text()
+        assert f"method {said}" in card and "Verdict" not in card
+
+
+def test_it_says_where_the_written_is_not_the_advised() -> None:
+    shrunk = Verdict("go shrunk", "go, shrunk to λ = 0.4", (), "pinned", 0.4, 80.0, None, 100.0)
+    assert advice(shrunk, "pinned", 0.4) == advice(shrunk, "pinned", 0.42) == ""
+    expected = "written is λ = 1 by relex, advised --strength 0.4 --method pinned"
+    assert advice(shrunk, "relex", 1.0) == expected
+    assert advice(shrunk, "pinned", 1.0) == expected.replace("relex", "pinned")
+    never = Verdict("no-go", "no-go: …", (), "relex", 0.0, None, None, 100.0)
+    assert advice(never, "relex", 1.0) == "written is λ = 1 by relex all the same"
+    assert advice(never, "relex", 0.0) == "", "λ = 0 is the newest checkpoint"
 
 
 # ---- the command -------------------------------------------------------------------------------
@@ -165,3 +184,17 @@ def test_power_iteration_cannot_be_judged(drifting: RunFolder, tmp_path: Path) -
     found = relex("verdict", place, "--target-step", 45)
     assert found.returncode == 2 and "needs a scan with solver gram" in found.stderr
     assert relex("verdict", tmp_path / "none", "--target-step", 45).returncode == 2
+
+
+def test_a_walk_stands_beside_the_fit(drifting: RunFolder, tmp_path: Path) -> None:
+    """Against the walk's own definition: the sizes of the updates, each orthogonal to the rest."""
+    done = extrapolate(drifting.base, drifting.checkpoints, 45, tmp_path / "out", progress=False)
+    base = {n: drifting.base_tensors[n].values for n in SMALL}
+    path = [np.concatenate([drifting.step_tensors[s][n].values - base[n] for n in SMALL])
+            for s in STEPS]  # fmt: skip
+    sizes = np.linalg.norm(np.diff(np.array(path), axis=0, prepend=0.0), axis=1)
+    u, sigma, _ = np.linalg.svd(np.tril(np.ones((30, 30))) * sizes)
+    fitted = np.corrcoef(np.array(STEPS), u[:, 0])[0, 1] ** 2
+    walk = done.record["random_walk"]
+    assert walk["explained_variance"] == pytest.approx(sigma[0] ** 2 / np.sum(sigma**2), rel=1e-5)
+    assert walk["r2"] == pytest.approx(fitted, rel=1e-4)

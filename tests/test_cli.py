@@ -27,6 +27,7 @@ from folders import (
     write_model,
 )
 from relex_ext import __version__
+from relex_ext.cli import build_parser
 
 PACKAGE = Path(__import__("relex_ext").__file__).resolve().parent.parent
 
@@ -304,8 +305,37 @@ def test_wrong_output_is_one_line(run: RunFolder, tmp_path: Path, kind: str) -> 
 def test_usage_errors(args: list[str]) -> None:
     found = relex(*args)
     assert found.returncode == 2
-    assert found.stderr.startswith("usage: relex")
-    assert "Traceback" not in found.stderr
+    command = f"relex {args[0]}" if len(args) > 1 or args == ["extrapolate"] else "relex"
+    assert found.stderr.startswith(f"{command}: error: ")
+    assert found.stderr.endswith(f"; see {command} --help\n")
+    assert found.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("args", "problem"),
+    [
+        (["--strength", "half"], "argument --strength: expected a number or auto, found 'half'"),
+        (["--target-step", "abc"], "argument --target-step: expected a number, found 'abc'"),
+        (["--target-step", "a\nb"], r"argument --target-step: expected a number, found 'a\nb'"),
+        (["--rank", "1.5"], "argument --rank: expected a whole number, found '1.5'"),
+        (["--steps", "1,x"], "argument --steps: expected step numbers like 10,20,30, found '1,x'"),
+    ],
+)
+def test_an_arguments_type_is_said_in_words(
+    args: list[str], problem: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        build_parser().parse_args(["extrapolate", *args])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == (
+        f"relex extrapolate: error: {problem}; see relex extrapolate --help\n"
+    )
+
+
+def test_types_still_read_numbers() -> None:
+    common = ["search", "--base", "b", "--checkpoints", "c", "--eval", "e", "--out", "o"]
+    args = build_parser().parse_args([*common, "--strength", "0.5", "--rank", "2"])
+    assert args.strength == [0.5] and args.rank == 2
 
 
 # ---- Ctrl-C ------------------------------------------------------------------------------------

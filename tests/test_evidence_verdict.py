@@ -70,8 +70,7 @@ def test_a_steady_drift_is_a_go_for_what_it_can_stand() -> None:
     assert all(one.course == math.inf for one in found)
     for one in found:
         assert one.target > 75 and one.method == "secant"
-        decided = one.horizon is not None and one.target <= one.horizon
-        assert one.decision.startswith("go") == decided
+        assert one.decision.startswith("go") == (one.strength >= LEAST)
         assert one.reasons[0].found > one.reasons[0].limit
         assert one.reasons[1].found == pytest.approx(1.0, abs=0.1)  # as far ahead as the drift
 
@@ -88,11 +87,12 @@ def test_a_shrunk_forecast_says_by_how_much() -> None:
         assert one.sentence == f"go, shrunk to λ = {one.strength:.2g}"
 
 
-def test_a_horizon_is_where_the_recommended_strength_has_shrunk_to_the_least() -> None:
+def test_a_horizon_is_as_far_as_a_full_forecast_may_go() -> None:
     found = judge(STEADY, 100_000, SECANT)
     assert found.sentence == f"short horizons only: up to step {int(found.horizon or 0)}"
     case = Case(STEADY, None, SECANT)
-    assert case.strengths([found.horizon or 0.0])[0] == pytest.approx(LEAST, rel=1e-6)
+    assert case.strengths([found.horizon or 0.0])[0] == pytest.approx(1.0, rel=1e-6)
+    assert case.strengths([2 * (found.horizon or 0.0) - 75])[0] == pytest.approx(0.5, rel=1e-6)
     nearer = judge(STEADY, 76, SECANT)
     assert nearer.horizon == pytest.approx(found.horizon, rel=1e-6)
 
@@ -352,7 +352,7 @@ def test_what_is_refused() -> None:
     spectrum = Spectrum(np.full((12, 1), 12**-0.5), np.array([1.0]), 1.0)
     with pytest.raises(InputError, match="tensor w: holds power iteration's vectors"):
         judge(Scan(tuple(range(1, 13)), {}, {"w": spectrum}, {}), 20)
-    with pytest.raises(InputError, match="scan: expected steps"):
+    with pytest.raises(InputError, match="the scan lacks step 300"):
         judge(STEADY, 100, steps=[1, 2, 300])
 
 

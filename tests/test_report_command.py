@@ -14,7 +14,7 @@ from folders import digest, listing
 from relex_ext import InputError, OutputError, Scan, report
 from relex_ext.cli import main
 from relex_ext.forecasts import Spectrum
-from reports import SCORES, made_scan, write_rows
+from reports import NAMES, SCORES, made_scan, write_rows
 from test_cli import environment, relex
 
 
@@ -84,6 +84,8 @@ def test_refusals(
     (tmp_path / "not.safetensors").write_bytes(b"hello")
     power = Scan((1, 2, 3), {}, {"x": Spectrum(np.eye(3)[:, :1], np.ones(1), 1.0)}, {})
     power.save(tmp_path / "power.safetensors")
+    frozen = tmp_path / "frozen.safetensors"
+    made_scan(frozen=NAMES[0]).save(frozen)
     bad = tmp_path / "bad.csv"
     bad.write_text("kind,step\ntrained,5\n")
     worse = write_rows(tmp_path / "worse.csv", [(*SCORES[0][:5], "high", "", "")])
@@ -95,6 +97,7 @@ def test_refusals(
         ((tmp_path / "not.safetensors", "--out", out), "not.safetensors"),
         ((tmp_path / "power.safetensors", "--out", out), "solver gram"),
         ((scan, "--out", out, "--tensor", "x"), "expected one of the scan's, found x"),
+        ((frozen, "--out", out, "--tensor", NAMES[0]), f"tensor {NAMES[0]}: never moves, nothing"),
         ((scan, "--out", out, "--until", 0), "until: expected at least step 1, found 0"),
         ((scan, "--out", out, "--until", 2), "expected at least 3 steps"),
         ((scan, "--out", out, "--target-step", "nan"), "expected a finite step"),
@@ -109,6 +112,26 @@ def test_refusals(
         assert found.startswith("relex: error: ") and found.count("\n") == 1
         assert words in found, args
         assert digest(tmp_path) == before, args
+
+
+def test_a_tensor_that_moves_late_is_drawn(tmp_path: Path) -> None:
+    """The steps that its line is fitted to are all zeros."""
+    grams = dict(made_scan().grams)
+    late = np.array(grams[NAMES[0]])
+    late[:12] = late[:, :12] = 0.0
+    scan = Scan(tuple(range(1, 25)), {**grams, NAMES[0]: late}, {}, {})
+    assert report(scan, tmp_path / "r.html", tensors=[NAMES[0]]).page.exists()
+
+
+def test_one_name_and_one_file_need_no_list(scan: Path, tmp_path: Path) -> None:
+    file = write_rows(tmp_path / "s.csv")
+    for scores in (file, str(file)):
+        found = report(
+            scan, tmp_path / "r.html", scores=scores, tensors=NAMES[1], overwrite=True
+        ).contents
+        assert len(found.scores) == len(SCORES)
+        assert [curve.name for curve in found.curves] == ["", NAMES[1]]
+        assert f"--eval s.csv --tensor {NAMES[1]}" in found.about["command"]
 
 
 def test_without_matplotlib(scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

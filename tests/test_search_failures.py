@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 import shlex
 import signal
 import subprocess
@@ -15,6 +16,7 @@ import searches
 from folders import RunFolder, listing
 from relex_ext import EvaluationError, InputError, search
 from relex_ext.scores import read_scores
+from relex_ext.searches.evaluation import Evaluation, parse_score
 from searches import arguments, calls, command, make_search, mode
 from test_cli import environment
 
@@ -31,6 +33,28 @@ def out(tmp_path: Path) -> Path:
 
 def relex(args: list[str]) -> subprocess.CompletedProcess[str]:
     return searches.relex(args, environment())
+
+
+def test_a_line_with_several_numbers_is_shown(tmp_path: Path) -> None:
+    command = "echo {model}: 0.49 '(standard error 0.05)'"
+    with pytest.raises(EvaluationError) as caught:
+        Evaluation(command, None, tmp_path / "logs")(Path("/m"), "m")
+    assert str(caught.value) == (
+        "/m: echo /m: 0.49 '(standard error 0.05)': expected one number on its last line, "
+        "or 0.541 ± 0.008, found 2: '/m: 0.49 (standard error 0.05)'"
+    )
+
+
+def test_the_examples_score_is_read(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("transformers")
+    folder = Path(__file__).resolve().parent.parent / "examples" / "tiny_grpo"
+    monkeypatch.syspath_prepend(str(folder))
+    module = runpy.run_path(str(folder / "score.py"))
+    module["main"].__globals__["score"] = lambda *_: 0.4943
+    module["main"](["runs/500/checkpoint-200", "--problems", "4000"])
+    assert parse_score(capsys.readouterr().out) == (0.4943, 0.0079)
 
 
 @pytest.mark.parametrize(

@@ -116,6 +116,11 @@ SCORES = {
     "3/10 = .3": (0.3, None),
     "-3E-4": (-0.0003, None),
     "5-shot: 0.25.": (0.25, None),
+    "gsm8k: 0.54": (0.54, None),
+    "pass@1=54.1% (541/1000)": (54.1, None),
+    "12:30:05 acc:0.54": (0.54, None),
+    "54.1% ± 0.8%": (54.1, 0.8),
+    "runs/500/checkpoint-200: 0.4943 ± 0.0079": (0.4943, 0.0079),
     '{"score": 0.5, "error": 0.01, "task": "x"}': (0.5, 0.01),
     '{"score": 1, "error": null}': (1.0, None),
 }
@@ -136,3 +141,22 @@ def test_a_score(text: str) -> None:
 def test_no_score(text: str) -> None:
     with pytest.raises(ValueError, match=r"^no "):
         parse_score(text)
+
+
+@pytest.mark.parametrize(
+    ("line", "count"),
+    [
+        ("run: 0.49 (standard error 0.05)", 2),
+        ("0.49 0.05", 2),
+        ("0.49,0.05", 2),
+        ("step 300: 0.54 ± 0.01", 3),
+        ("a 0.1 ± 0.2, b 0.3 ± 0.4", 4),
+    ],
+)
+def test_several_numbers_are_no_score(line: str, count: int) -> None:
+    """The last one may be the standard error, which a search would then maximize."""
+    with pytest.raises(ValueError) as caught:
+        parse_score(f"1 2 3\n{line}\n")
+    assert str(caught.value) == (
+        f"expected one number on its last line, or 0.541 ± 0.008, found {count}: {line!r}"
+    )

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 
@@ -51,6 +52,8 @@ class Scored:
     """Standard error of ``newest``."""
     lasting: float = 1.0
     """λ at which the forecast meets the drift, by the drift's course."""
+    skill: float | None = None
+    """1 − SSE/SSE(newest) in weight space, with hindsight; None beyond the run."""
 
     @property
     def gain(self) -> float:
@@ -140,12 +143,34 @@ def _as_seen_now(scored: Sequence[Scored], regime: Regime, folder: Path) -> list
         case = Case(scan, range(1, prefix + 1), Options())
         for method in sorted({one.method for one in scored}):
             ours = [one for one in scored if (one.prefix, one.method) == (prefix, method)]
-            ahead = case.about(Options(method=method)).look_ahead([one.target for one in ours])
+            options = Options(method=method)
+            ahead = case.about(options).look_ahead([one.target for one in ours])
             found += [
-                replace(one, ratio=case.found.ratio, p=case.found.p, lasting=float(lasting))
+                replace(
+                    one, ratio=case.found.ratio, p=case.found.p, lasting=float(lasting),
+                    skill=skill_of(scan, one, options),
+                )
                 for one, lasting in zip(ours, ahead.lasting, strict=True)
-            ]
+            ]  # fmt: skip
     return found
+
+
+def skill_of(scan: relex_ext.Scan, one: Scored, options: Options) -> float | None:
+    """Of a forecast in full, against the checkpoint that was trained."""
+    if one.target > scan.steps[-1]:
+        return None
+    steps = tuple(range(1, one.prefix + 1))
+    weights = weigh_scan(scan, steps, (float(one.target),), options)
+    missed, stood = 0.0, 0.0
+    for name, table in weights.tensors.items():
+        error = np.zeros(len(scan.steps))
+        error[: one.prefix] = table[0]
+        error[one.target - 1] -= 1.0
+        still = np.zeros(len(scan.steps))
+        still[[one.prefix - 1, one.target - 1]] = 1.0, -1.0
+        missed += float(error @ scan.grams[name] @ error)
+        stood += float(still @ scan.grams[name] @ still)
+    return 1.0 - missed / stood
 
 
 def grid_of(regimes: Sequence[Regime], folder: Path, problems: int) -> list[Scored]:

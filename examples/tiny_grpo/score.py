@@ -122,7 +122,7 @@ def main(argv: list[str] | None = None) -> None:
         accuracy = score(model_dir, options.problems, options.samples, options.seed)
         accuracies[model_dir.name] = accuracy
         error = standard_error(accuracy, options.problems)
-        print(f"{model_dir}: {accuracy:.4f} (standard error {error:.4f})", flush=True)
+        print(f"{model_dir}: {accuracy:.4f} ± {error:.4f}", flush=True)
     if options.json is not None:
         result = {
             "problems": options.problems,

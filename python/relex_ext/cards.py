@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from relex_ext import __version__
+from relex_ext.advice import advice
 from relex_ext.evidence.verdict import Verdict
 
 
@@ -29,14 +30,17 @@ def card(
     ]  # fmt: skip
     if verdict is not None:
         lines += [
-            f"**Verdict on the forecast: {verdict.sentence}**",
+            f"**Verdict on a forecast of this step: {verdict.sentence}**",
             "",
+            *_otherwise(advice(verdict, method, strength)),
             "| what decided | found | needed |",
             "| --- | ---: | ---: |",
             *(f"| {r.what} | {r.found:.3g} | {r.needed} {r.limit:.3g} |" for r in verdict.reasons),
             "",
         ]
-    lines += [
-        "Evaluate a forecast before you rely on it. `relex.json` beside this folder says more."
-    ]
+    lines += ["Evaluate a forecast before you rely on it. `relex.json` says more."]
     return ("\n".join(lines) + "\n").encode()
+
+
+def _otherwise(text: str) -> list[str]:
+    return [f"These weights are not what it recommends: {text}.", ""] if text else []

@@ -170,17 +170,17 @@ def select(
     if steps is not None:
         wanted = sorted({int(step) for step in steps})
         if len(wanted) != len(steps):
-            raise InputError(f"steps: expected each step once, found {_numbers(sorted(steps))}")
+            raise InputError(f"steps: expected each step once, found {few_of(sorted(steps))}")
         missing = [step for step in wanted if step not in found]
         if missing:
             raise InputError(
-                f"steps: no checkpoint of step {_numbers(missing)}; found {_numbers(found)}"
+                f"steps: no checkpoint of step {few_of(missing)}; found {few_of(found)}"
             )
         chosen = {step: found[step] for step in wanted}
     if until is not None:
         chosen = {step: folder for step, folder in chosen.items() if step <= until}
     if len(chosen) < least:
-        detail = f" of {_numbers(found)}" if found else ""
+        detail = f" of {few_of(found)}" if found else ""
         raise InputError(f"checkpoints: expected at least {least}, found {len(chosen)}{detail}")
     return chosen
 
@@ -293,6 +293,7 @@ def _tied(folder: Path) -> bool | None:
     return value if isinstance(value, bool) else None
 
 
-def _numbers(steps: Iterable[int]) -> str:
+def few_of(steps: Iterable[int]) -> str:
+    """Steps for a message, in one line: the first and last ones where there are many."""
     numbers = [str(step) for step in steps]
     return ", ".join(numbers if len(numbers) <= 8 else [*numbers[:4], "…", *numbers[-3:]])

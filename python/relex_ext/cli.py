@@ -7,9 +7,11 @@ import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
 
 from relex_ext import __version__
 from relex_ext.commands import Command, Notes, extrapolate, report, scan, search, verdict
+from relex_ext.commands.inputs import number, whole_number
 from relex_ext.errors import RelexError
 
 COMMANDS: Mapping[str, Command] = {
@@ -28,9 +30,23 @@ example:
 """
 
 
+class Parser(argparse.ArgumentParser):
+    """Its errors are one line, as all others are; subcommands' parsers are of this class too."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        # In place of argparse's "invalid float value", wherever an argument has such a type.
+        self.register("type", float, number)
+        self.register("type", int, whole_number)
+
+    def error(self, message: str) -> NoReturn:
+        line = " ".join(message.split())
+        self.exit(2, f"{self.prog}: error: {line}; see {self.prog} --help\n")
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line; reading it imports neither numpy nor torch."""
-    parser = argparse.ArgumentParser(
+    parser: argparse.ArgumentParser = Parser(
         prog="relex",
         description="Write the checkpoints of later RLVR training steps without training them.",
         epilog=EPILOG,

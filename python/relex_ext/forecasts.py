@@ -99,7 +99,7 @@ class Weights:
 
     ``tensors``: name → float64 of shape (targets, T); ``components``: name → the fits they came
     from, leading rank first, empty for a frozen tensor, a method without any, or hand-made weights;
-    ``strengths``: λ of each target, empty for hand-made weights.
+    ``strengths``: λ of each target and ``method``: the method's name, empty for hand-made weights.
     """
 
     steps: tuple[int, ...]
@@ -107,6 +107,7 @@ class Weights:
     tensors: Mapping[str, NDArray[np.float64]]
     components: Mapping[str, tuple[Component, ...]]
     strengths: tuple[float, ...] = ()
+    method: str = ""
 
 
 def check_targets(targets: Iterable[float] | float) -> tuple[float, ...]:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from relex_ext import __version__, dtypes
-from relex_ext.advice import verdicts_on
+from relex_ext.advice import verdicts_on, walk_beside
 from relex_ext.backends import Choice
 from relex_ext.cards import card
 from relex_ext.checkpoints import PathLike
@@ -140,30 +140,28 @@ class Job:
             run_plan(left, choice, trajectory.steps, options.rank, output, tick, work, rows)
             for file in files[:1]:  # inside the output, complete before that is published
                 file.publish()
-            done = _weights(trajectory, self.targets, fitted, strengths)
+            method = options.method if known is None else known.method
+            done = _weights(trajectory, self.targets, fitted, strengths, method)
             record = self._record(plan, choice, done, given, options)
             if files:
                 scan = Scan.load(files[0].path)
-            verdicts = verdicts_on(scan, trajectory.steps, self.targets, options)
+            verdicts = verdicts_on(scan, trajectory.steps, self.targets, options, strengths)
+            record["random_walk"] = walk_beside(scan, trajectory.steps)
             record["verdicts"] = {
                 name: verdicts[target].record()
                 for name, target in zip(self.names, self.targets, strict=True)
                 if target in verdicts
             }
-            output.publish(record, self._cards(given, strengths, verdicts))
+            output.publish(record, self._cards(done, verdicts))
             for file in files[1:]:
                 file.publish()
         return Extrapolation(self.out, folders, plan, free, done, record, str(choice), verdicts)
 
-    def _cards(
-        self,
-        given: Mapping[str, Any],
-        strengths: Sequence[float],
-        verdicts: Mapping[float, Verdict],
-    ) -> list[bytes]:
+    def _cards(self, weights: Weights, verdicts: Mapping[float, Verdict]) -> list[bytes]:
         base, steps = self.trajectory.base.folder, self.trajectory.steps
-        method = given.get("method", "given weights")
-        found = zip(self.targets, strengths or [1.0] * len(self.targets), strict=True)
+        method = weights.method or "given weights"
+        strengths = weights.strengths or [1.0] * len(self.targets)
+        found = zip(self.targets, strengths, strict=True)
         return [card(base, steps, t, method, s, verdicts.get(t)) for t, s in found]
 
     def _scan_layout(self, plan: Plan, options: Options) -> Layout:
@@ -241,12 +239,13 @@ def _weights(
     targets: tuple[float, ...],
     fitted: Mapping[str, Found],
     strengths: tuple[float, ...],
+    method: str,
 ) -> Weights:
     """In the trajectory's order: devices finish their tensors in any."""
     names = [tensor.name for tensor in trajectory.trained]
     tensors = {name: fitted[name][0] for name in names}
     components = {name: fitted[name][1] for name in names}
-    return Weights(trajectory.steps, targets, tensors, components, strengths)
+    return Weights(trajectory.steps, targets, tensors, components, strengths, method)
 
 
 def pooled(weights: Weights, what: str) -> float | None:

@@ -217,6 +217,7 @@ def weigh_all(
     return Weights(
         tuple(steps), tuple(targets), {name: one[0] for name, one in found.items()},
         {name: one[1] for name, one in found.items()}, tuple(strengths),
+        options.method,
     )  # fmt: skip
 
 

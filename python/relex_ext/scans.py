@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from relex_ext import __version__
-from relex_ext.checkpoints import Checkpoint, TensorEntry, read_header
+from relex_ext.checkpoints import Checkpoint, TensorEntry, few_of, read_header
 from relex_ext.errors import InputError, OutputError
 from relex_ext.forecasts import Source, Spectrum
 from relex_ext.layout import (
@@ -68,7 +68,10 @@ class Scan:
         """The rows that hold ``steps``."""
         missing = [step for step in steps if step not in self.steps]
         if missing:
-            raise InputError(f"scan: expected steps {list(missing)}, found {list(self.steps)}")
+            noun = "step" if len(missing) == 1 else "steps"
+            raise InputError(
+                f"the scan lacks {noun} {few_of(missing)}; it has {few_of(self.steps)}"
+            )
         return [self.steps.index(step) for step in steps]
 
     @classmethod

@@ -132,9 +132,15 @@ def _summary_text(done: Extrapolation) -> str:
         fit = record["options"]["fit"]
         kind = {"linear": "line"}.get(fit, fit)
         fitted = "" if record["r2"] is None else f", {kind} R² {record['r2']:.3f}"
+        walk = record["random_walk"]
+        beside = "a long random walk has 0.81 and 0.96"
+        if walk is not None:
+            beside = (
+                "a random walk with the same updates has "
+                f"{walk['explained_variance']:.3f} and {walk['r2']:.3f}"
+            )
         lines.append(
-            f"rank 1 explains {record['explained_variance']:.3f} of the movement{fitted} "
-            "(a random walk of many steps reaches 0.81 and 0.96: see docs/method.md)"
+            f"rank 1 explains {record['explained_variance']:.3f} of the movement{fitted} ({beside})"
         )
     if record["options"]["strength"] == "auto":
         found = (f"{name}: {value:.3g}" for name, value in record["strengths"].items())

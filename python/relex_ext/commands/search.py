@@ -38,7 +38,7 @@ def add(commands: Commands) -> None:
     add_inputs(parser)
     parser.add_argument(
         "--eval", required=True, metavar="CMD", dest="evaluate",
-        help="a shell command with {model} where the folder goes; the last number that it prints "
+        help="a shell command with {model} where the folder goes; the last line that it prints "
         "is the score, as 0.51, 0.51 ± 0.01 or JSON with score and error",
     )  # fmt: skip
     parser.add_argument("--out", required=True, metavar="DIR", help="the folder to make")

@@ -39,9 +39,9 @@ def run(args: argparse.Namespace, notes: Notes) -> None:
     from relex_ext.scans import Scan
 
     scan = Scan.load(args.scan)
-    steps = [s for s in scan.steps if args.until is None or s <= args.until]
     targets = check_targets(args.target_step)
-    found = judge_all(scan, targets, Options(rank=args.rank, **method_options(args)), steps)
+    options = Options(rank=args.rank, **method_options(args))
+    found = judge_all(scan, targets, options, until=args.until)
     if args.json:
         print(json.dumps([{"target": v.target, **v.record()} for v in found], indent=1))
     else:

@@ -67,7 +67,7 @@ class Verdict:
     strength: float
     """The recommended λ."""
     horizon: float | None
-    """The last step that the recommended method should be asked for; None: no step at all."""
+    """The last step that the recommended method should be asked for in full; None: none at all."""
     course: float | None
     """The last step up to which the drift's course carries a straight line, whatever a model
     stands: Inf where no end of it is seen."""
@@ -96,6 +96,7 @@ def judge(
     options: Options | None = None,
     steps: Sequence[int] | None = None,
     *,
+    until: int | None = None,
     tested: Backtest | None = None,
     draws: int = 999,
     seed: int = 0,
@@ -108,6 +109,7 @@ def judge(
         options: the method in question; its strength is not looked at. Of RELEX's plain form, the
             default, the verdict may recommend a variant that a backtest finds better aimed.
         steps: use these checkpoints only.
+        until: use the checkpoints up to this step.
         tested: that backtest, where it is at hand.
         draws: random walks behind the drift's p.
         seed: of the draws. The same seed gives the same verdict.
@@ -116,7 +118,9 @@ def judge(
         InputError: a target that is not ahead, a method that does not look ahead, or a tensor with
             power iteration's vectors only.
     """
-    return judge_all(scan, [target], options, steps, tested=tested, draws=draws, seed=seed)[0]
+    return judge_all(
+        scan, [target], options, steps, until=until, tested=tested, draws=draws, seed=seed
+    )[0]
 
 
 def judge_all(
@@ -125,13 +129,15 @@ def judge_all(
     options: Options | None = None,
     steps: Sequence[int] | None = None,
     *,
+    until: int | None = None,
     tested: Backtest | None = None,
     draws: int = 999,
     seed: int = 0,
 ) -> tuple[Verdict, ...]:
     """:func:`judge` for several targets."""
     loaded = scan if isinstance(scan, Scan) else Scan.load(scan)
-    case = Case(loaded, steps, options or Options(), draws, seed)
+    chosen = [s for s in (steps or loaded.steps) if until is None or s <= until]
+    case = Case(loaded, chosen, options or Options(), draws, seed)
     for target in targets:
         if not target > case.steps[-1]:
             raise InputError(f"target_step: expected more than {case.steps[-1]}, found {target:g}")
@@ -180,23 +186,31 @@ def _verdict(case: Case, target: float) -> Verdict:
     )
     reasons = (
         Reason("straightness of the updates", drift.straightness, MORE, drift.limit),
-        Reason("line over drift", 1.0 / lasting if lasting > 0.0 else float("inf"), LESS, 2.0),
-        Reason("movement asked for, of that seen", strain, LESS, strain_limit(drift.ratio)),
+        Reason(
+            "forecast ÷ the drift's course",
+            1.0 / lasting if lasting > 0.0 else float("inf"),
+            LESS,
+            2.0,
+        ),
+        Reason("movement asked for ÷ seen so far", strain, LESS, strain_limit(drift.ratio)),
     )
     course = case.horizon()
     horizon = None
-    if course is not None:  # strain grows with the distance: λ falls to LEAST there
-        horizon = min(course, newest + (target - newest) * bearable / LEAST)
-    if horizon is None or strength == 0.0:
+    if course is not None:  # strain grows with the distance
+        horizon = min(course, newest + (target - newest) * bearable)
+    if course is None or horizon is None or strength == 0.0:
         decision, sentence = "no-go", "no-go: the drift has stopped or turned back"
         strength, horizon = 0.0, None
-    elif target > horizon:
+    elif target <= course and strength >= FULL:
+        decision, sentence, strength = "go", "go", 1.0
+    elif target <= course and strength >= LEAST:
+        decision, sentence = "go shrunk", f"go, shrunk to λ = {strength:.2g}"
+    elif int(horizon) > newest:
         decision = "short horizons"
         sentence = f"short horizons only: up to step {int(horizon)}"
-    elif strength >= FULL:
-        decision, sentence, strength = "go", "go", 1.0
     else:
-        decision, sentence = "go shrunk", f"go, shrunk to λ = {strength:.2g}"
+        decision, sentence = "no-go", "no-go: a straight line leaves this run within a step"
+        strength, horizon = 0.0, None
     method = case.options.method
     return Verdict(decision, sentence, reasons, method, strength, horizon, course, target)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import shlex
 from collections.abc import Iterable, Sequence
@@ -48,10 +49,10 @@ def report(
     scan: Scan | PathLike,
     out: PathLike,
     *,
-    scores: Iterable[PathLike] = (),
+    scores: Iterable[PathLike] | PathLike = (),
     target_step: float | None = None,
     until: int | None = None,
-    tensors: Sequence[str] = (),
+    tensors: Iterable[str] = (),
     overwrite: bool = False,
 ) -> Report:
     """Write ``out`` (a single HTML page), its numbers as JSON and its figures as PNGs beside it.
@@ -59,18 +60,23 @@ def report(
     Args:
         scan: a :class:`Scan` with Gram matrices, or its file; no shard is read.
         out: ``report.html``, which brings ``report.json`` and ``report_files/``.
-        scores: CSV files of scores to draw (:mod:`relex_ext.scores`).
+        scores: CSV files of scores to draw, or one (:mod:`relex_ext.scores`).
         target_step: the step that the verdict is about (twice the newest step).
         until: use the checkpoints up to this step.
-        tensors: whose coefficient to draw (the largest movers, one of each module type).
+        tensors: whose coefficient to draw, names or one (the largest movers, one of each module
+            type).
         overwrite: replace an earlier report.
 
     Raises:
-        RelexError: a scan without Gram matrices, a tensor that it lacks, an output that exists.
+        RelexError: a scan without Gram matrices, a tensor that it lacks or that never moves,
+            an output that exists.
     """
     need_matplotlib()
     places = Places(Path(out))
     places.check(overwrite)
+    # A string is a sequence of its letters, which nobody means.
+    scores = (scores,) if isinstance(scores, str | os.PathLike) else tuple(scores)
+    tensors = (tensors,) if isinstance(tensors, str) else tuple(tensors)
     rows = tuple(row for path in scores for row in read_scores(path))
     loaded = scan if isinstance(scan, Scan) else Scan.load(scan)
     steps = tuple(s for s in loaded.steps if until is None or s <= until)

@@ -47,8 +47,9 @@ def span(values: Iterable[float], *, zero: bool = False, margin: float = 0.06) -
     if zero:
         low, high = min(0.0, low), max(0.0, high)
     extra = margin * (high - low) or abs(high) * 0.1 or 1.0
-    return (low if zero and low == 0.0 else low - extra), (
-        high if zero and high == 0.0 else high + extra
+    edge = zero and low < high  # where all are 0, a frame that ended there would have no height
+    return (low if edge and low == 0.0 else low - extra), (
+        high if edge and high == 0.0 else high + extra
     )
 
 

@@ -94,7 +94,8 @@ def gather_contents(
     about: Mapping[str, str],
 ) -> Contents:
     """Raises:
-    InputError: a scan by power iteration, too few steps, or a tensor that it does not have.
+    InputError: a scan by power iteration, too few steps, or a tensor that it does not have or
+        that never moves.
     """
     if scan.spectra:
         name = next(iter(scan.spectra))
@@ -108,6 +109,9 @@ def gather_contents(
     if len(steps) < 3:
         raise InputError(f"scan: expected at least 3 steps for a report, found {len(steps)}")
     evidence = gather(scan, steps)
+    for name in tensors:
+        if name in evidence.frozen:
+            raise InputError(f"tensor {name}: never moves, nothing to draw")
     backtest = backtests.run(scan, steps)
     verdict = judge(scan, target, steps=steps)
 

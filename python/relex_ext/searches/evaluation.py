@@ -19,8 +19,18 @@ PLACE = "{model}"
 GRACE = 5.0
 """Seconds between asking a command to end and ending it."""
 
-_NUMBER = r"([-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?|[-+]?(?:nan|inf(?:inity)?))(?!\w|\.\d)"
-_SCORE = re.compile(rf"(?<![\w.+-]){_NUMBER}(?:\s*(?:±|\+/?-)\s*{_NUMBER})?", re.IGNORECASE)
+# A number is a word by itself: none in gsm8k, pass@1, 5-shot, 3/10, 12:30 or runs/500.
+_NUMBER = (
+    r"([-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?|[-+]?(?:nan|inf(?:inity)?))"
+    r"(?!\w|\.\w|[-/@]\w|:\d)"
+)
+_SCORE = re.compile(
+    rf"(?<![\w.+\-/@#])(?<!\d:){_NUMBER}(?:\s*%?\s*(?:±|\+/?-)\s*{_NUMBER})?", re.IGNORECASE
+)
+
+
+class _SeveralNumbers(ValueError):
+    """A line that does not say which of its numbers is the score."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +75,9 @@ class Evaluation:
             raise EvaluationError(self._sentence(model, command, problem, out, err))
         try:
             return parse_score(out.read_text("utf-8", "replace"))
+        except _SeveralNumbers as error:
+            command = " ".join(command.split())
+            raise EvaluationError(f"{model}: {command}: {error}") from None
         except ValueError as error:
             problem = str(error)
             raise EvaluationError(self._sentence(model, command, problem, out, err)) from None
@@ -91,8 +104,8 @@ def end(process: subprocess.Popen[bytes]) -> None:
 def parse_score(text: str) -> tuple[float, float | None]:
     """The score on the last line that is not empty, and its standard error if it has one.
 
-    ``0.512``, ``accuracy: 0.512`` (the last number counts), ``0.512 ± 0.008`` (``+-``, ``+/-``) or
-    ``{"score": 0.512, "error": 0.008}``.
+    ``0.512``, ``gsm8k: 51.2%``, ``0.512 ± 0.008`` (``+-``, ``+/-``) or ``{"score": 0.512,
+    "error": 0.008}``. Of several numbers nobody knows which one is meant.
 
     Raises:
         ValueError: what the line is instead.
@@ -113,7 +126,13 @@ def parse_score(text: str) -> tuple[float, float | None]:
         matches = list(_SCORE.finditer(lines[-1]))
         if not matches:
             raise ValueError("no number in the last line")
-        numbers = [float(number) for number in matches[-1].groups() if number is not None]
+        if len(matches) > 1:
+            count = sum(n is not None for match in matches for n in match.groups())
+            raise _SeveralNumbers(
+                "expected one number on its last line, or 0.541 ± 0.008, "
+                f"found {count}: {_shortened(' '.join(lines[-1].split()))!r}"
+            )
+        numbers = [float(number) for number in matches[0].groups() if number is not None]
     score, *errors = (float(f"{number}") for number in numbers)  # a vast integer becomes inf
     if not math.isfinite(score) or not all(0 <= error < math.inf for error in errors):
         raise ValueError("no finite score in the last line")
@@ -125,6 +144,10 @@ def _signal(process: subprocess.Popen[bytes], number: int) -> None:
         os.killpg(process.pid, number)
     except ProcessLookupError:
         pass  # all of it has ended
+
+
+def _shortened(text: str, characters: int = 200) -> str:
+    return text if len(text) <= characters else text[: characters - 1] + "…"
 
 
 def _tail(path: Path, lines: int = 3, characters: int = 400) -> str:
