@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import math
 import sys
 from pathlib import Path
@@ -415,3 +416,20 @@ def test_horizons_are_right_within_a_fifth(
     assert right >= least
     methods = {verdict.method for _, verdict, _ in judged[kind]}
     assert methods == ({"two-point"} if kind == "jumping" else {"pinned"})
+
+
+@pytest.mark.parametrize("count", [8, 30, 75])
+@pytest.mark.parametrize(
+    ("shape", "starts"),
+    [("line", "go, shrunk"), ("still", "no-go: "), ("to and fro", "no-go: "), ("bent", None)],
+)
+def test_paths_without_any_noise(count: int, shape: str, starts: str | None) -> None:
+    """On one line in space, so that what is left of noise is rounding: no warning, no NaN."""
+    s = np.arange(1, count + 1.0)
+    course = {"line": s, "still": np.ones(count), "to and fro": (-1.0) ** s, "bent": s**1.5}
+    path = np.outer(course[shape], np.ones(4))
+    found = judge(Scan(tuple(range(1, count + 1)), {"w": path @ path.T}, {}, {}), 1.5 * count)
+    assert starts is None or found.sentence.startswith(starts)
+    assert 0.0 <= found.strength <= 1.0
+    assert not any(math.isnan(reason.found) for reason in found.reasons)
+    json.dumps(found.record(), allow_nan=False)

@@ -60,6 +60,12 @@ class Drift:
     """Of the noise: its block is not misled by a drift that swings, as memory_of's is."""
 
     @property
+    def over_noise(self) -> float:
+        """The drift's squared distance over the window as a multiple of that of a walk in the
+        noise, momentum and all."""
+        return self.mean * self.span / self.noise if self.noise > 0.0 else np.inf
+
+    @property
     def ratio(self) -> float:
         """The drift's squared distance over the window as a multiple of what the noise of single
         updates adds up to; what momentum makes of that noise is not counted in it."""

@@ -51,7 +51,7 @@ def walk_gram(sizes: Float64) -> Float64:
 
 def cosine(updates: Float64, gap: int) -> float:
     """Σ_t ⟨d_t, d_{t+g}⟩ / √(Σ ‖d_t‖² Σ ‖d_{t+g}‖²) of H (T, T); 0 where nothing moves."""
-    sizes = np.diagonal(updates)
+    sizes = np.maximum(np.diagonal(updates), 0.0)  # a path on a line leaves e little but rounding
     scale = np.sqrt(sizes[:-gap].sum()) * np.sqrt(sizes[gap:].sum())
     return float(np.trace(updates, gap) / scale) if scale > 0.0 else 0.0
 
@@ -107,7 +107,7 @@ def _plateau(updates: Float64) -> float:
 
 
 def _is_quiet(updates: Float64, gap: int, plateau: float) -> bool:
-    sizes = np.diagonal(updates)
+    sizes = np.maximum(np.diagonal(updates), 0.0)  # a path on a line leaves e little but rounding
     scale = np.sqrt(sizes[:-gap].sum()) * np.sqrt(sizes[gap:].sum())
     spread = np.linalg.norm(np.diagonal(updates, gap)) / scale if scale > 0.0 else 0.0
     return abs(cosine(updates, gap) - plateau) <= max(2.0 * spread, 0.02)

@@ -227,6 +227,6 @@ def _no_drift(case: Case, target: float) -> Verdict:
         reasons = (
             Reason("straightness of the updates", drift.straightness, MORE, drift.limit),
             Reason("chance of that in a random walk", drift.p, LESS, CHANCE),
-            Reason("drift over noise", drift.mean * drift.span / drift.noise, MORE, 0.0),
+            Reason("drift over noise", drift.over_noise, MORE, 0.0),
         )
     return Verdict("no-go", sentence, reasons, case.options.method, 0.0, None, None, target)
