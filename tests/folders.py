@@ -130,6 +130,13 @@ def digest(folder: Path) -> dict[str, str]:
     }
 
 
+def model_digest(folder: Path) -> dict[str, str]:
+    """:func:`digest` of a model folder without its card, which says more where more is known."""
+    found = digest(folder)
+    del found["README.md"]
+    return found
+
+
 def listing(folder: Path) -> list[str]:
     """Everything below a folder, hidden files among it."""
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import searches
-from folders import RunFolder, digest, listing, read_model
+from folders import RunFolder, digest, listing, model_digest, read_model
 from relex_ext import InputError, combine, extrapolate, forecast, search
 from relex_ext import scan as make_scan
 from relex_ext.scores import Score, read_scores
@@ -61,10 +61,10 @@ def test_it_finds_the_best(run: RunFolder, out: Path) -> None:
         scan=out / "scan.safetensors", progress=False,
     )  # fmt: skip
     (direct,) = (out / "direct").glob("step_*")
-    kept = digest(out / "best")
+    kept = model_digest(out / "best")
     record = json.loads((out / "best" / "relex.json").read_text())
     del kept["relex.json"]
-    assert kept == digest(direct)
+    assert kept == model_digest(direct)
     assert list(record["targets"].values()) == [best.step]
     assert list(record["strengths"].values()) == [best.strength]
     assert record["options"]["method"] == "relex"
