@@ -113,7 +113,7 @@ def gather_contents(
         if name in evidence.frozen:
             raise InputError(f"tensor {name}: never moves, nothing to draw")
     backtest = backtests.run(scan, steps)
-    verdict = judge(scan, target, steps=steps)
+    verdict = judge(scan, target, steps=steps, tested=backtest)
 
     end = scan.rows_of(steps)[-1] + 1  # steps ascend: those up to the last one asked for
     grams = {name: gram[:end, :end] for name, gram in scan.grams.items()}
