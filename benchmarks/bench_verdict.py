@@ -29,7 +29,7 @@ from relex_ext.evidence import cases
 from verdict.deciding import Decision, decide
 from verdict.fitting import UNLIMITED, Limit, courses, fit, outcome
 from verdict.forecasting import Run, Scored, grid_of
-from verdict.runs import REGIMES, train
+from verdict.runs import REGIMES, UNSEEN, train
 
 NOW = Limit(cases.STRAIN, cases.EXPONENT, cases.FLOOR, cases.CAP)
 
@@ -110,19 +110,21 @@ def main() -> None:
     parser = common.parser(__doc__)
     parser.add_argument("folder", metavar="RUNS", type=Path)
     parser.add_argument("--train", action="store_true", help="train the runs that are not there")
+    parser.add_argument("--unseen", action="store_true", help="the verdict on verdict.runs.UNSEEN")
     parser.add_argument("--problems", type=int, default=4000)
     parser.add_argument("--csv", type=Path, help="a file for every scored forecast")
     args = parser.parse_args()
+    regimes = UNSEEN if args.unseen else REGIMES
     if args.train:
-        train(REGIMES, args.folder)
-    missing = [r.name for r in REGIMES if not (args.folder / r.name / "record.json").is_file()]
+        train(regimes, args.folder)
+    missing = [r.name for r in regimes if not (args.folder / r.name / "record.json").is_file()]
     if missing:
         sys.exit(f"{args.folder}: expected {missing[0]} and all other runs; --train makes them")
-    scored = grid_of(REGIMES, args.folder, args.problems)
-    limits = fitting(scored)
-    ranked = tells(scored)
+    scored = grid_of(regimes, args.folder, args.problems)
+    limits = {} if args.unseen else fitting(scored)
+    ranked = {} if args.unseen else tells(scored)
     decisions: list[Decision] = []
-    for regime in REGIMES:
+    for regime in regimes:
         if not regime.fitted:
             decisions += decide(Run(regime, args.folder, args.problems), scored)
             common.say(f"{regime.name}: {len(decisions)} verdicts in all")

@@ -46,6 +46,12 @@ REGIMES = (
 )  # fmt: skip
 
 
+UNSEEN = (
+    Regime(2.5e-6, 64, 16, 120, 3), Regime(2e-5, 32, 8, 120, 4), Regime(7e-6, 32, 8, 120, 4),
+)  # fmt: skip
+"""Trained and asked about once, after everything else was settled."""
+
+
 def train(regimes: tuple[Regime, ...], folder: Path) -> None:
     """Train the runs that are not in ``folder`` yet; those of a seed share its base."""
     for regime in regimes:
