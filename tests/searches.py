@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from folders import COMPANIONS, RunFolder, raw, write_model
+from test_cli import environment
 
 STEPS = (10, 20, 30, 40, 50)
 NEWEST = STEPS[-1]
@@ -101,14 +101,12 @@ def arguments(run: RunFolder, *more: object) -> list[str]:
     return ["search", *map(str, given), "--eval", command(run), *map(str, more)]
 
 
-def relex(
-    arguments: Sequence[str], environment: Mapping[str, str]
-) -> subprocess.CompletedProcess[str]:
+def relex(arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
     """In a process whose number the evaluation script finds in RELEX_PID."""
     line = shlex.join([sys.executable, "-m", "relex_ext", *arguments])
     return subprocess.run(
         ["sh", "-c", f"RELEX_PID=$$ exec {line}"],
-        capture_output=True, text=True, env={**os.environ, **environment}, timeout=60, check=False,
+        capture_output=True, text=True, env=environment(), timeout=60, check=False,
     )  # fmt: skip
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,8 +14,7 @@ from folders import RunFolder, digest, listing, model_digest, read_model
 from relex_ext import InputError, combine, extrapolate, forecast, search
 from relex_ext import scan as make_scan
 from relex_ext.scores import Score, read_scores
-from searches import NEWEST, arguments, calls, command, make_search, mode, most_models
-from test_cli import environment
+from searches import NEWEST, arguments, calls, command, make_search, mode, most_models, relex
 
 
 @pytest.fixture
@@ -27,10 +25,6 @@ def run(tmp_path: Path) -> RunFolder:
 @pytest.fixture
 def out(tmp_path: Path) -> Path:
     return tmp_path / "found"
-
-
-def relex(args: list[str]) -> subprocess.CompletedProcess[str]:
-    return searches.relex(args, environment())
 
 
 def names_in(folder: Path) -> list[str]:

@@ -12,12 +12,11 @@ from pathlib import Path
 
 import pytest
 
-import searches
 from folders import RunFolder, listing
 from relex_ext import EvaluationError, InputError, search
 from relex_ext.scores import read_scores
 from relex_ext.searches.evaluation import Evaluation, parse_score
-from searches import arguments, calls, command, make_search, mode
+from searches import arguments, calls, command, make_search, mode, relex
 from test_cli import environment
 
 
@@ -29,10 +28,6 @@ def run(tmp_path: Path) -> RunFolder:
 @pytest.fixture
 def out(tmp_path: Path) -> Path:
     return tmp_path / "found"
-
-
-def relex(args: list[str]) -> subprocess.CompletedProcess[str]:
-    return searches.relex(args, environment())
 
 
 def test_a_line_with_several_numbers_is_shown(tmp_path: Path) -> None:

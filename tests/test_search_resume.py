@@ -13,11 +13,10 @@ from pathlib import Path
 
 import pytest
 
-import searches
 from folders import RunFolder, digest
 from relex_ext import InputError, OutputError, search
 from relex_ext.searches.place import PASS, STATE
-from searches import arguments, calls, command, make_search, mode, most_models
+from searches import arguments, calls, command, make_search, mode, most_models, relex
 from test_cli import environment
 
 KILLER = """
@@ -58,10 +57,6 @@ def run(tmp_path: Path) -> RunFolder:
 @pytest.fixture
 def out(tmp_path: Path) -> Path:
     return tmp_path / "found"
-
-
-def relex(args: list[str]) -> subprocess.CompletedProcess[str]:
-    return searches.relex(args, environment())
 
 
 def contents(out: Path) -> dict[str, str]:

@@ -99,7 +99,7 @@ def test_default_targets(newest: int) -> None:
 )
 def test_wrong_space(targets: object, strengths: object, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        Space.of(75, targets, strengths)  # type: ignore[arg-type]
+        Space.of(75, targets, strengths)
 
 
 def test_names_tell_candidates_apart() -> None:

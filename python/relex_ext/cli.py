@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from typing import Any, NoReturn
 
 from relex_ext import __version__
@@ -64,8 +65,7 @@ def _import_numpy() -> None:
     decomposes T × T matrices. It is told by variables that the commands we start must not see."""
     unset = [name for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS") if name not in os.environ]
     os.environ.update(dict.fromkeys(unset, "1"))
-    import numpy  # noqa: F401
-
+    import_module("numpy")
     for name in unset:
         del os.environ[name]
 

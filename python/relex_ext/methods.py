@@ -252,10 +252,14 @@ def _one_of(name: str, value: str, known: Iterable[str]) -> None:
 def _whole(name: str, value: object, least: int, most: float = math.inf) -> None:
     if value is None:
         return
-    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-    if not whole or not least <= value <= most:  # type: ignore[operator]
-        limits = f"at least {least}" if most == math.inf else f"{least} to {most}"
-        raise InputError(f"{name}: expected {limits}, found {value}")
+    if (
+        isinstance(value, (int, np.integer))
+        and not isinstance(value, bool)
+        and least <= value <= most
+    ):
+        return
+    limits = f"at least {least}" if most == math.inf else f"{least} to {most}"
+    raise InputError(f"{name}: expected {limits}, found {value}")
 
 
 def _number(
@@ -263,8 +267,12 @@ def _number(
 ) -> None:
     if value is None:
         return
-    known = isinstance(value, (int, float, np.floating, np.integer)) and math.isfinite(value)
-    if not known or not least <= value <= most:  # type: ignore[operator]
-        limits = "" if least == -math.inf else f" from {least:g}"
-        limits += "" if most == math.inf else f" to {most:g}"
-        raise InputError(f"{name}: expected a finite number{limits}{hint}, found {value}")
+    if (
+        isinstance(value, (int, float, np.floating, np.integer))
+        and math.isfinite(value)
+        and least <= value <= most
+    ):
+        return
+    limits = "" if least == -math.inf else f" from {least:g}"
+    limits += "" if most == math.inf else f" to {most:g}"
+    raise InputError(f"{name}: expected a finite number{limits}{hint}, found {value}")

@@ -153,7 +153,7 @@ def forecast(
         rank, time_axis, step_scale, method, fit, degree, window, refit, alpha, decay, strength
     )
     targets = check_targets(target_steps)
-    loaded = scan if isinstance(scan, Scan) else Scan.load(scan)
+    loaded = Scan.given(scan)
     return weigh_scan(loaded, _chosen_steps(loaded, until, steps), targets, options)
 
 
@@ -281,7 +281,7 @@ def extrapolate(
     given = {**asdict(options), "solver": solver, "delta_dtype": deltas}
     weights, keep, loaded = None, None, None
     if isinstance(scan, Scan) or (scan is not None and Path(scan).exists()):
-        loaded = scan if isinstance(scan, Scan) else Scan.load(scan)
+        loaded = Scan.given(scan)
         loaded.check(trajectory, deltas)
         weights = weigh_scan(loaded, trajectory.steps, targets, options)
     elif not options.spectral and options.strength != AUTO:
@@ -304,12 +304,7 @@ def extrapolate(
 
 
 def _chosen_steps(scan: Scan, until: int | None, steps: Sequence[int] | None) -> tuple[int, ...]:
-    chosen = scan.steps if steps is None else tuple(sorted(steps))
-    scan.rows_of(chosen)
-    if len(set(chosen)) != len(chosen):
-        raise InputError(f"steps: expected each step once, found {list(chosen)}")
-    if until is not None:
-        chosen = tuple(step for step in chosen if step <= until)
+    chosen = scan.chosen(until, steps)
     if len(chosen) < 2:
         raise InputError(f"scan: expected at least 2 steps to fit a line, found {len(chosen)}")
     return chosen

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from relex_ext import __version__
-from relex_ext.checkpoints import Checkpoint, TensorEntry, few_of, read_header
+from relex_ext.checkpoints import Checkpoint, PathLike, TensorEntry, few_of, read_header
 from relex_ext.errors import InputError, OutputError
 from relex_ext.forecasts import Source, Spectrum
 from relex_ext.layout import (
@@ -90,6 +90,20 @@ class Scan:
             delta_dtype,
         )  # fmt: skip
 
+    def chosen(
+        self, until: int | None = None, steps: Sequence[int] | None = None
+    ) -> tuple[int, ...]:
+        """Its steps up to ``until``, or of ``steps`` those.
+
+        Raises:
+            InputError: a step that it lacks, or one twice.
+        """
+        found = self.steps if steps is None else tuple(sorted(steps))
+        self.rows_of(found)
+        if len(set(found)) != len(found):
+            raise InputError(f"steps: expected each step once, found {list(found)}")
+        return tuple(step for step in found if until is None or step <= until)
+
     def source(self, name: str, steps: Sequence[int] | None = None) -> Source:
         """What is known of a tensor, over all steps or some of them."""
         if name not in self.grams and name not in self.spectra:
@@ -130,6 +144,11 @@ class Scan:
             for name, spectrum in self.spectra.items():
                 file.put_spectrum(name, spectrum)
             file.publish()
+
+    @classmethod
+    def given(cls, scan: Scan | PathLike) -> Scan:
+        """A scan, or that of a file."""
+        return scan if isinstance(scan, Scan) else cls.load(scan)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Scan:

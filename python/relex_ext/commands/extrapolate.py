@@ -12,6 +12,7 @@ from relex_ext.commands.inputs import (
     add_inputs,
     add_machine,
     add_method,
+    add_written,
     checkpoints_of,
     machine_options,
     method_options,
@@ -32,15 +33,7 @@ def add(commands: Commands) -> None:
         help="a step to forecast; give it several times for several, written in one pass",
     )  # fmt: skip
     parser.add_argument("--out", required=True, metavar="DIR", help="the folder to make")
-    parser.add_argument("--rank", type=int, default=1, metavar="R", help="ranks to extrapolate (1)")
-    parser.add_argument(
-        "--dtype", metavar="DTYPE",
-        help="of the written weights: float32, float16, bfloat16 (the newest checkpoint's)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--scan", metavar="FILE",
-        help="a scan of these checkpoints: reused if it exists, written if not",
-    )  # fmt: skip
+    add_written(parser)
     parser.add_argument(
         "--dry-run", action="store_true", help="print the plan: bytes, passes, memory, space"
     )

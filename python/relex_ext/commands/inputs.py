@@ -76,6 +76,23 @@ def method_options(args: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(args, name) for name in METHOD_OPTIONS}
 
 
+def add_rank(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--rank", type=int, default=1, metavar="R", help="ranks to extrapolate (1)")
+
+
+def add_written(parser: argparse.ArgumentParser) -> None:
+    """What every command that writes forecasts asks about them."""
+    add_rank(parser)
+    parser.add_argument(
+        "--dtype", metavar="DTYPE",
+        help="of the written weights: float32, float16, bfloat16 (the newest checkpoint's)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--scan", metavar="FILE",
+        help="a scan of these checkpoints: reused if it exists, written if not",
+    )  # fmt: skip
+
+
 def add_delta_dtype(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--delta-dtype", default="float32", metavar="DTYPE",

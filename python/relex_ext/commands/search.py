@@ -14,6 +14,7 @@ from relex_ext.commands.inputs import (
     add_inputs,
     add_machine,
     add_method,
+    add_written,
     checkpoints_of,
     machine_options,
     method_options,
@@ -69,15 +70,7 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--timeout", type=float, metavar="SECONDS", help="for one evaluation (none)"
     )
-    parser.add_argument("--rank", type=int, default=1, metavar="R", help="ranks to extrapolate (1)")
-    parser.add_argument(
-        "--dtype", metavar="DTYPE",
-        help="of the written weights: float32, float16, bfloat16 (the newest checkpoint's)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--scan", metavar="FILE",
-        help="a scan of these checkpoints: reused if it exists, written if not",
-    )  # fmt: skip
+    add_written(parser)
     parser.add_argument(
         "--dry-run", action="store_true", help="print the plan: evaluations, disk, bytes to read"
     )

@@ -7,7 +7,7 @@ import json
 from typing import TYPE_CHECKING
 
 from relex_ext.commands import Notes
-from relex_ext.commands.inputs import add_method, method_options
+from relex_ext.commands.inputs import add_method, add_rank, method_options
 
 if TYPE_CHECKING:
     from relex_ext.commands import Commands
@@ -25,7 +25,7 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--until", type=int, metavar="STEP", help="look at the checkpoints up to this step"
     )
-    parser.add_argument("--rank", type=int, default=1, metavar="R", help="ranks to extrapolate (1)")
+    add_rank(parser)
     add_method(parser, strength=False)
     parser.set_defaults(strength=1.0)  # the verdict says which
     parser.add_argument("--json", action="store_true", help="print the verdicts as JSON")

@@ -135,9 +135,8 @@ def judge_all(
     seed: int = 0,
 ) -> tuple[Verdict, ...]:
     """:func:`judge` for several targets."""
-    loaded = scan if isinstance(scan, Scan) else Scan.load(scan)
-    chosen = [s for s in (steps or loaded.steps) if until is None or s <= until]
-    case = Case(loaded, chosen, options or Options(), draws, seed)
+    loaded = Scan.given(scan)
+    case = Case(loaded, loaded.chosen(until, steps), options or Options(), draws, seed)
     for target in targets:
         if not target > case.steps[-1]:
             raise InputError(f"target_step: expected more than {case.steps[-1]}, found {target:g}")

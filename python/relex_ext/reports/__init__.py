@@ -78,8 +78,8 @@ def report(
     scores = (scores,) if isinstance(scores, str | os.PathLike) else tuple(scores)
     tensors = (tensors,) if isinstance(tensors, str) else tuple(tensors)
     rows = tuple(row for path in scores for row in read_scores(path))
-    loaded = scan if isinstance(scan, Scan) else Scan.load(scan)
-    steps = tuple(s for s in loaded.steps if until is None or s <= until)
+    loaded = Scan.given(scan)
+    steps = loaded.chosen(until)
     if not steps:
         raise InputError(f"until: expected at least step {loaded.steps[0]}, found {until}")
     target = 2.0 * steps[-1] if target_step is None else check_targets(target_step)[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from importlib import import_module
 from itertools import groupby
 from typing import Any
 
@@ -24,8 +25,8 @@ _TEXT = 13.0  # DejaVu, which matplotlib brings, runs wider than the page's font
 def need_matplotlib() -> None:
     """Say how to get it while nothing has been computed yet."""
     try:
-        import matplotlib.backends.backend_agg
-        import matplotlib.figure  # noqa: F401
+        for name in ("matplotlib.backends.backend_agg", "matplotlib.figure"):
+            import_module(name)
     except ImportError:
         raise InputError(
             "matplotlib: expected for the figures, found none; pip install 'relex_ext[report]'"

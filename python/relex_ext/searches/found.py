@@ -61,9 +61,8 @@ class Search:
             found = (
                 f"{name_of(self.best)} scores {self.best.score:.6g}, {newest} {self.bar.score:.6g}"
             )
-            errors = (self.best.error, self.bar.error)
-            if None not in errors:
-                error = math.hypot(*errors)  # type: ignore[arg-type]
+            if self.best.error is not None and self.bar.error is not None:
+                error = math.hypot(self.best.error, self.bar.error)
                 if abs(self.best.score - self.bar.score) < 2 * error:
                     found += f"; the difference is within two standard errors ({error:.2g})"
             if self.at_edge:
