@@ -8,7 +8,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#if defined(__linux__) && !defined(MADV_POPULATE_READ)
+#if !defined(MADV_POPULATE_READ)
 #define MADV_POPULATE_READ 22 // Linux 5.14; older kernels answer EINVAL
 #endif
 
@@ -16,8 +16,8 @@ namespace relex {
 
 namespace {
 
-[[noreturn]] void fail(const std::string& path) {
-    throw std::system_error(errno, std::generic_category(), path);
+[[noreturn]] void fail(int code) {
+    throw std::system_error(code, std::generic_category());
 }
 
 const std::uintptr_t kPage = static_cast<std::uintptr_t>(sysconf(_SC_PAGESIZE));
@@ -33,7 +33,7 @@ Pages pages_of(const Strip& strip) {
     return {reinterpret_cast<void*>(start), end - start};
 }
 
-// For kernels without MADV_POPULATE_READ: one access a page.
+// For kernels without MADV_POPULATE_READ: one access a page. What is not there damages its File.
 void touch(const Pages& pages) {
     const auto* p = static_cast<const volatile unsigned char*>(pages.start);
     for (std::size_t i = 0; i < pages.bytes; i += kPage) {
@@ -42,7 +42,6 @@ void touch(const Pages& pages) {
 }
 
 int populate_pages(const Pages& pages) {
-#if defined(MADV_POPULATE_READ)
     while (madvise(pages.start, pages.bytes, MADV_POPULATE_READ) != 0) {
         if (errno == EINVAL) {
             touch(pages);
@@ -52,25 +51,22 @@ int populate_pages(const Pages& pages) {
             return errno;
         }
     }
-#else
-    touch(pages);
-#endif
     return 0;
 }
 
 } // namespace
 
 File::File(const std::string& path, bool map) {
-    descriptor_ = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+    // O_NONBLOCK: whoever puts a pipe in a shard's place must not make us wait for its writer.
+    descriptor_ = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (descriptor_ < 0) {
-        fail(path);
+        fail(errno);
     }
     struct stat info{};
     if (::fstat(descriptor_, &info) != 0) {
         const int code = errno;
         ::close(descriptor_);
-        errno = code;
-        fail(path);
+        fail(code);
     }
     size_ = static_cast<std::uint64_t>(info.st_size);
     if (!map || size_ == 0) {
@@ -81,13 +77,14 @@ File::File(const std::string& path, bool map) {
     ::close(descriptor_); // the mapping keeps the file; descriptors are scarcer than mappings
     descriptor_ = -1;
     if (address == MAP_FAILED) {
-        errno = code;
-        fail(path);
+        fail(code);
     }
     address_ = address;
+    guard_.emplace(address_, size_);
 }
 
 File::~File() {
+    guard_.reset();
     if (address_ != nullptr) {
         ::munmap(address_, size_);
     }
@@ -125,16 +122,6 @@ void release_strips(const Strip* strips, std::size_t count) {
             (void)madvise(reinterpret_cast<void*>(start), end - start, MADV_DONTNEED);
         }
     }
-}
-
-void start_writeback(int descriptor, std::uint64_t offset, std::uint64_t bytes) {
-#if defined(__linux__)
-    // Its failure costs speed; fsync is what reports a write that did not happen.
-    (void)sync_file_range(descriptor, static_cast<off64_t>(offset), static_cast<off64_t>(bytes),
-                          SYNC_FILE_RANGE_WRITE);
-#else
-    (void)descriptor, (void)offset, (void)bytes;
-#endif
 }
 
 StripError read(const Strip* strips, std::size_t count, const StopFlag& stop) {

@@ -4,11 +4,14 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <string>
+
+#include "guard.hpp"
 
 namespace relex {
 
-// A read-only file, open and optionally mapped for as long as the object lives.
+// A read-only file, open and optionally mapped, under guard, for as long as the object lives.
 // Throws std::system_error.
 class File {
   public:
@@ -20,11 +23,13 @@ class File {
     std::uint64_t size() const { return size_; }
     std::uintptr_t address() const { return reinterpret_cast<std::uintptr_t>(address_); }
     int descriptor() const { return descriptor_; }
+    bool damaged() const { return guard_.has_value() && guard_->damaged(); }
 
   private:
     int descriptor_ = -1;
     std::uint64_t size_ = 0;
     void* address_ = nullptr;
+    std::optional<Guard> guard_;
 };
 
 struct Strip {
@@ -47,14 +52,11 @@ using StopFlag = std::atomic<bool>;
 void announce(const Strip* strips, std::size_t count);
 
 // Brings mapped strips into memory and this process's page table. A strip that cannot be had (the
-// file was truncated, the device failed) is reported here, where touching it would raise SIGBUS.
+// file was truncated, the device failed) is reported here; one that is lost later damages its File.
 StripError populate(const Strip* strips, std::size_t count, const StopFlag& stop);
 
 // Gives mapped strips' pages back to the page cache.
 void release_strips(const Strip* strips, std::size_t count);
-
-// Starts writing a range of a file to the device without waiting, so that a later fsync is short.
-void start_writeback(int descriptor, std::uint64_t offset, std::uint64_t bytes);
 
 // Reads strips with pread.
 StripError read(const Strip* strips, std::size_t count, const StopFlag& stop);

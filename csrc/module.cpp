@@ -13,7 +13,7 @@ PYBIND11_MODULE(_core, m) {
             }
         } catch (const std::system_error& e) {
             const pybind11::object arguments =
-                pybind11::make_tuple(e.code().value(), std::string(e.what()));
+                pybind11::make_tuple(e.code().value(), e.code().message());
             PyErr_SetObject(PyExc_OSError, arguments.ptr());
         }
     });

@@ -142,6 +142,15 @@ def listing(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
+def published(folder: Path) -> list[str]:
+    """:func:`listing` without unfinished runs that the same command goes on with."""
+    return [name for name in listing(folder) if not any(map(_unfinished, Path(name).parts))]
+
+
+def _unfinished(name: str) -> bool:
+    return name.startswith(".") and name.endswith(".partial")
+
+
 @dataclass
 class RunFolder:
     """A base and its checkpoints on disk, with what was written."""

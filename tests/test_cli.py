@@ -1,4 +1,4 @@
-"""The ``relex`` command in a process of its own: exit codes, output, nothing left behind."""
+"""The ``relex`` command in a process of its own: exit codes, output, what is left behind."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -22,12 +22,14 @@ from folders import (
     digest,
     listing,
     make_run,
+    published,
     raw,
     write_index,
     write_model,
 )
 from relex_ext import __version__
 from relex_ext.cli import build_parser
+from relex_ext.workspace import workspace_of
 
 PACKAGE = Path(__import__("relex_ext").__file__).resolve().parent.parent
 
@@ -341,43 +343,85 @@ def test_types_still_read_numbers() -> None:
 # ---- Ctrl-C ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", ["extrapolate", "scan"])
-@pytest.mark.parametrize("solver", ["gram", "power"])
-def test_interrupt_leaves_nothing(tmp_path: Path, command: str, solver: str) -> None:
-    """Sparse files of zeros cost no disk; the scalar kernels take minutes over them."""
-    shape = Spec((1 << 26,))
-    run = make_run(tmp_path, steps=range(1, 25), model={"w": Spec((8,))})
+def start_endless(
+    tmp_path: Path, command: str, *options: str, alone: bool = False
+) -> tuple[subprocess.Popen[str], Path]:
+    """A run over a small tensor, unless it is ``alone``, and one that takes minutes: zeros in a
+    sparse file cost no disk, and the scalar kernels are slow."""
+    small = {"a": Spec((8,))}
+    specs = {**({} if alone else small), "w": Spec((1 << 26,))}
+    run = make_run(tmp_path, steps=range(1, 25), model=small)
     for folder in (run.base, *(run.folder(s) for s in run.steps)):
-        write_sparse(folder, shape)
-    before = listing(tmp_path)
+        write_sparse(folder, specs)
     out = tmp_path / "new" / "out"
     target = ("--target-step", "100") if command == "extrapolate" else ()
     process = subprocess.Popen(
         [sys.executable, "-m", "relex_ext", command, *map(str, inputs(run)), *target,
-         "--out", str(out), "--solver", solver, "--memory-limit", "256MiB", "-q"],
+         "--out", str(out), "--memory-limit", "256MiB", "-q", *options],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env={**environment(), "RELEX_ISA": "scalar"},
     )  # fmt: skip
-    deadline = time.monotonic() + 20
-    while not (tmp_path / "new").exists() and time.monotonic() < deadline:
-        time.sleep(0.02)  # until it has begun to write
-    time.sleep(0.3)
-    assert process.poll() is None, "it was to be interrupted at work"
-    assert listing(tmp_path) != before
+    return process, workspace_of(out)
+
+
+def wait_until(process: subprocess.Popen[str], happened: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not happened() and time.monotonic() < deadline:
+        assert process.poll() is None, "it was to be interrupted at work"
+        time.sleep(0.01)
+    assert happened()
+
+
+def end(process: subprocess.Popen[str], number: signal.Signals) -> str:
+    """What it says on stderr."""
     begun = time.monotonic()
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     stdout, stderr = process.communicate(timeout=20)
-    assert process.returncode == 130
-    assert stderr == "relex: interrupted, nothing was written\n"
+    assert process.returncode == 128 + number
     assert stdout == ""
     assert time.monotonic() - begun < 5
-    assert listing(tmp_path) == before
+    return stderr
 
 
-def write_sparse(folder: Path, spec: Spec) -> None:
-    nbytes = 2 * int(np.prod(spec.shape))
-    entry = {"dtype": spec.base, "shape": list(spec.shape), "data_offsets": [0, nbytes]}
-    header = json.dumps({"w": entry}).encode()
+@pytest.mark.parametrize("command", ["extrapolate", "scan"])
+def test_interrupt_before_anything_is_done_leaves_nothing(tmp_path: Path, command: str) -> None:
+    process, hidden = start_endless(tmp_path, command, alone=True)
+    wait_until(process, (hidden / "journal").exists)
+    time.sleep(0.3)
+    assert end(process, signal.SIGINT) == "relex: interrupted, nothing was written\n"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["base", "run"]
+
+
+@pytest.mark.parametrize("command", ["extrapolate", "scan"])
+@pytest.mark.parametrize("solver", ["gram", "power"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupt_keeps_what_is_done(
+    tmp_path: Path, command: str, solver: str, number: signal.Signals
+) -> None:
+    process, hidden = start_endless(tmp_path, command, "--solver", solver)
+    journal = hidden / "journal"
+    done = "written" if command == "extrapolate" else "scanned"
+    wait_until(process, lambda: journal.exists() and done in journal.read_text())
+    said = end(process, number)
+    out = tmp_path / "new" / "out"
+    if number == signal.SIGINT:
+        kept = f"{out}: what is done is kept in {hidden}; the same command goes on"
+        assert said == f"relex: interrupted; {kept}\n"
+    else:
+        assert said == ""
+    assert published(tmp_path / "new") == []
+    assert journal.exists()
+
+
+def write_sparse(folder: Path, specs: Mapping[str, Spec]) -> None:
+    described, at = {}, 0
+    for name, spec in specs.items():
+        end = at + 2 * int(np.prod(spec.shape))
+        described[name] = {
+            "dtype": spec.base, "shape": list(spec.shape), "data_offsets": [at, end]
+        }  # fmt: skip
+        at = end
+    header = json.dumps(described).encode()
     with (folder / SINGLE).open("wb") as file:
         file.write(len(header).to_bytes(8, "little") + header)
-        file.truncate(8 + len(header) + nbytes)
+        file.truncate(8 + len(header) + at)

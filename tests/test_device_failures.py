@@ -20,7 +20,7 @@ import torch
 
 from device_runs import BIG, MAKERS, go, lazy, least, make_big_run, processor
 from devices import CPU, LazyAccelerator, ProcessorBackend, install
-from folders import RunFolder, listing, make_run, raw, write_model
+from folders import RunFolder, listing, make_run, published, raw, write_model
 from relex_ext import InputError, RelexError, _core, files, staging
 from relex_ext.backends.device import DeviceBackend, Processor
 
@@ -50,7 +50,7 @@ def test_a_bad_tensor_stops_all(
     write_model(folder, {**tensors, name: raw(np.full(97, 0x7E00, np.uint16), "F16")})
     backend = install(monkeypatch, lazy, devices=devices)
     before = listing(tmp_path)
-    with pytest.raises(InputError, match=f"tensor {name}: NaN or Inf in step"):
+    with pytest.raises(InputError, match=f"tensor {name}: 97 NaN or Inf in "):
         go(copy, tmp_path / "new" / "out", backend=backend)
     assert listing(tmp_path) == before
 
@@ -75,10 +75,10 @@ def test_a_failing_read(
         return real(*args) if next(turn) < after else (2, 5)  # EIO
 
     monkeypatch.setattr(_core, "read", failing)
-    before = listing(tmp_path)
+    before = published(tmp_path)
     with pytest.raises(InputError, match=r"checkpoint-20.*: tensor .*: cannot be read: Input/out"):
-        go(run, tmp_path / "new" / "out", backend=backend, **limits)
-    assert listing(tmp_path) == before
+        go(run, tmp_path / "out", backend=backend, **limits)
+    assert published(tmp_path) == before
 
 
 def test_a_loader_that_comes_late_finds_a_slot(
@@ -183,11 +183,11 @@ def test_a_failing_kernel(
     message: str,
 ) -> None:
     backend = install(monkeypatch, lambda: Breaking(count, error), devices=devices)
-    before = listing(tmp_path)
+    before = published(tmp_path)
     with pytest.raises(RelexError, match=message) as caught:
-        go(run, tmp_path / "new" / "out", backend=backend, device_memory="512MiB")
+        go(run, tmp_path / "out", backend=backend, device_memory="512MiB")
     assert "\n" not in str(caught.value)
-    assert listing(tmp_path) == before
+    assert published(tmp_path) == before
 
 
 @pytest.mark.parametrize("interrupted", [False, True])
@@ -256,7 +256,7 @@ def test_interrupt(
         real(self, *args)
 
     monkeypatch.setattr(files.Files, "read", interrupting)
-    before = listing(tmp_path)
+    before = published(tmp_path)
     with pytest.raises(KeyboardInterrupt):
-        go(run, tmp_path / "new" / "out", backend=backend, device_memory=limit)
-    assert listing(tmp_path) == before
+        go(run, tmp_path / "out", backend=backend, device_memory=limit)
+    assert published(tmp_path) == before

@@ -18,7 +18,17 @@ import torch
 import oracle
 import tolerances
 from compare import check_model
-from folders import MODEL, SHARDS, RunFolder, Spec, digest, listing, make_run, read_model
+from folders import (
+    MODEL,
+    SHARDS,
+    RunFolder,
+    Spec,
+    digest,
+    listing,
+    make_run,
+    published,
+    read_model,
+)
 from relex_ext import (
     Extrapolation,
     InputError,
@@ -244,16 +254,16 @@ def test_more_than_there_is(run: RunFolder, tmp_path: Path, backend: str, gpu: s
         pytest.skip("torch.cuda can be told to be small")
     torch.cuda.empty_cache()
     total = torch.cuda.get_device_properties(gpu).total_memory
-    before = listing(tmp_path)
+    before = published(tmp_path)
     fraction = (torch.cuda.memory_reserved(gpu) + 48 * MIB) / total
     torch.cuda.set_per_process_memory_fraction(fraction, gpu)
     try:
         with pytest.raises(RelexError, match=f"{gpu}: out of memory.*lower device_memory") as e:
-            go(run, tmp_path / "new" / "out", backend=backend, device=gpu, device_memory="2GiB")
+            go(run, tmp_path / "small", backend=backend, device=gpu, device_memory="2GiB")
         assert "\n" not in str(e.value)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0, gpu)
-    assert listing(tmp_path) == before
+    assert published(tmp_path) == before
     go(run, tmp_path / "out", backend=backend, device=gpu)
 
 

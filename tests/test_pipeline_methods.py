@@ -114,7 +114,11 @@ def test_what_needs_no_spectrum_scans_nothing(
     done = extrapolate(
         run.base, run.checkpoints, 90, tmp_path / "out", method=method, io="pread", progress=False
     )
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["relex.json", "step_90"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "relex.json",
+        "step_90",
+        "weights.safetensors",
+    ]
     rows = {"latest": [70], "secant": [70], "two-point": [10, 70], "first-update": [10]}
     used = [run.base_tensors, *(run.step_tensors[s] for s in rows.get(method, STEPS))]
     assert done.plan.bytes_read == sum(len(t[n].data) for t in used for n in FLOATING)

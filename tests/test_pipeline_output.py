@@ -69,7 +69,7 @@ def test_folder(run: RunFolder, tmp_path: Path) -> None:
         for name in ("config.json", "merges.txt"):
             assert (folder / name).read_bytes() == COMPANIONS[name]
     top = sorted(p.name for p in (tmp_path / "out").iterdir())
-    assert top == ["relex.json", "scan.safetensors", "step_100", "step_62.5"]
+    assert top == ["relex.json", "scan.safetensors", "step_100", "step_62.5", "weights.safetensors"]
     assert not [n for n in listing(tmp_path) if "partial" in n or ".old" in n]
 
 
@@ -159,7 +159,12 @@ def test_overwrite(run: RunFolder, tmp_path: Path) -> None:
         go(run, out)
     (out / "note.txt").write_text("gone with the rest")
     extrapolate(run.base, run.checkpoints, 50, out, overwrite=True, progress=False)
-    assert sorted(p.name for p in out.iterdir()) == ["relex.json", "scan.safetensors", "step_50"]
+    assert sorted(p.name for p in out.iterdir()) == [
+        "relex.json",
+        "scan.safetensors",
+        "step_50",
+        "weights.safetensors",
+    ]
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
 
 
@@ -309,17 +314,13 @@ def test_a_shard_truncated_after_it_was_opened(
 def test_an_error_of_the_system_leaves_nothing(
     run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
-    from relex_ext import layout, output
-
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    if when == "first window":
-        monkeypatch.setattr(layout.SizedFile, "write", full)
-    else:
-        monkeypatch.setattr(output, "_copy_companions", full)
+    at = {"first window": "pwrite", "publishing": "fsync"}[when]
+    monkeypatch.setattr(os, at, full)
     before = listing(tmp_path)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OutputError, match="cannot be .*: No space left"):
         go(run, tmp_path / "new" / "deep" / "out")
     assert listing(tmp_path) == before
 
@@ -384,7 +385,7 @@ def test_a_scan_that_does_not_fit_leaves_nothing(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("relex_ext.layout.reserve", full)
+    monkeypatch.setattr("relex_ext._core.reserve", full)
     before = listing(tmp_path)
     with pytest.raises(OutputError, match="cannot be written: No space left"):
         scan(run.base, run.checkpoints, out=tmp_path / "deep" / "scan", progress=False)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from relex_ext.scans import Scan
     from relex_ext.searches.found import Search
     from relex_ext.searches.run import search
+    from relex_ext.verifying.run import Verification, verify
 
 _HOME = {
     "Component": "forecasts",
@@ -37,6 +38,7 @@ _HOME = {
     "Scan": "scans",
     "Search": "searches.found",
     "Verdict": "evidence.verdict",
+    "Verification": "verifying.run",
     "Weights": "forecasts",
     "combine": "pipeline",
     "combine_tensors": "inmemory",
@@ -49,6 +51,7 @@ _HOME = {
     "report": "reports",
     "scan": "pipeline",
     "search": "searches.run",
+    "verify": "verifying.run",
 }
 
 __all__ = [
@@ -63,6 +66,7 @@ __all__ = [
     "Scan",
     "Search",
     "Verdict",
+    "Verification",
     "Weights",
     "__version__",
     "combine",
@@ -76,6 +80,7 @@ __all__ = [
     "report",
     "scan",
     "search",
+    "verify",
 ]
 
 

@@ -1,72 +1,63 @@
-"""From folders to tensor entries: step discovery, shard indexes, safetensors headers.
+"""From folders to tensor entries: a model's folder, its index, its shards, its companions.
 
-Nothing here reads a byte of tensor data. Header validity is judged by the safetensors library; the
-offsets, which it does not expose, are then read from the header it has accepted.
+Nothing here reads a byte of tensor data, and nothing that a folder holds is believed unchecked.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import logging
 import os
-import re
-import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, TypeAlias
 
-from safetensors import SafetensorError, safe_open
-
-from relex_ext.dtypes import ITEM_SIZE
+from relex_ext import strictjson
 from relex_ext.errors import InputError
-
-PathLike: TypeAlias = "str | os.PathLike[str]"
-Checkpoints: TypeAlias = (
-    "PathLike | Mapping[int, PathLike] | Sequence[tuple[int, PathLike]] | Sequence[PathLike]"
+from relex_ext.headers import Shard, TensorEntry, header_of, read_header
+from relex_ext.lookalikes import check_beside, check_header, check_instead, check_noted
+from relex_ext.plainfiles import read_small, target_of
+from relex_ext.steps import (
+    Checkpoints,
+    PathLike,
+    check_name,
+    discover,
+    few_of,
+    resolve,
+    select,
+    step_of,
 )
 
-LOG = logging.getLogger("relex_ext")
+__all__ = [
+    "CONFIG",
+    "INDEX",
+    "SINGLE",
+    "Checkpoint",
+    "Checkpoints",
+    "PathLike",
+    "Shard",
+    "TensorEntry",
+    "companions_in",
+    "discover",
+    "few_of",
+    "open_checkpoint",
+    "read_header",
+    "resolve",
+    "select",
+    "step_of",
+    "weights_folder",
+]
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-
-STEP_FOLDERS: Mapping[str, re.Pattern[str]] = {
-    "global_step_12": re.compile(r"global_step_?(\d+)"),  # verl
-    "checkpoint-12": re.compile(r"checkpoint-(\d+)"),  # Hugging Face Trainer, TRL
-    "step_12": re.compile(r"step[_-]?(\d+)"),  # NeMo-RL, torchtune and hand-made folders
-    "iter_0000012": re.compile(r"iter_(\d+)"),  # Megatron exports
-}
-"""An example of each name a step's folder may have → its pattern."""
+CONFIG = "config.json"
 
 WEIGHT_FOLDERS = ("", "actor/huggingface", "huggingface")
 """Where a step's folder may keep its weights, the first that has them counts."""
 
-TRAINER_STATE = re.compile(r"(optimizer|scheduler|scaler|training_args|rng_state.*)\.\w+")
-"""Pickles that lie beside the weights in a Trainer's checkpoint and are none."""
-
-
-@dataclass(frozen=True, slots=True)
-class Shard:
-    """One safetensors file as it was when its header was read."""
-
-    path: Path
-    size: int
-    mtime_ns: int
-    header_sha256: str
-
-
-@dataclass(frozen=True, slots=True)
-class TensorEntry:
-    """Where a tensor lies: ``nbytes`` bytes from ``offset`` of the file ``shard``."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    shard: Shard
-    offset: int
-    nbytes: int
+CONFIG_MOST = 16 << 20
+COMPANIONS_MOST = 256 << 20
+"""Bytes of a folder's companions together: tokenizers of tens of megabytes are the largest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,132 +71,24 @@ class Checkpoint:
     """``tie_word_embeddings`` of its config.json; None where nothing is said."""
 
 
-def discover(run: PathLike) -> dict[int, Path]:
-    """The step folders of a run folder, sorted by step: ``{12: run/checkpoint-12, …}``.
-
-    Raises:
-        InputError: the folder does not exist, holds no step folder, or one step twice.
-    """
-    root = Path(run)
-    if not root.is_dir():
-        raise InputError(f"{root}: expected a folder of checkpoints, found no folder")
-    found: dict[int, Path] = {}
-    for folder in sorted(entry for entry in root.iterdir() if entry.is_dir()):
-        step = step_of(folder.name)
-        if step is not None:
-            _add_step(found, step, folder)
-    if not found:
-        names = ", ".join(STEP_FOLDERS)
-        raise InputError(f"{root}: expected step folders named like {names}; found none")
-    return dict(sorted(found.items()))
-
-
-def step_of(name: str) -> int | None:
-    """The step that a folder's name states, or None."""
-    for pattern in STEP_FOLDERS.values():
-        match = pattern.fullmatch(name)
-        if match:
-            return int(match[1])
-    return None
-
-
-def resolve(checkpoints: Checkpoints) -> dict[int, Path]:
-    """A run folder, a mapping, pairs, step-named folders or the run folders of several phases →
-    ``{step: folder}`` sorted by step.
-
-    Raises:
-        InputError: one step twice, no step at all, or a mixture of these.
-    """
-    if isinstance(checkpoints, (str, os.PathLike)):
-        return discover(checkpoints)
-    given: list[Any] = [*(checkpoints.items() if isinstance(checkpoints, Mapping) else checkpoints)]
-    folders = [Path(one) for one in given if isinstance(one, (str, os.PathLike))]
-    steps = [step_of(folder.name) for folder in folders]
-    runs = [folder for folder, step in zip(folders, steps, strict=True) if step is None]
-    if len(folders) not in (0, len(given)) or len(runs) not in (0, len(folders)):
-        raise InputError(
-            "checkpoints: expected step=folder pairs, folders named after their steps, or run "
-            f"folders, found a mixture: {runs[0] if runs else folders[0]} is another kind"
-        )
-    if runs:
-        return _join_phases(runs)
-    pairs: Iterable[Any] = zip(steps, folders, strict=True) if folders else given
-    found: dict[int, Path] = {}
-    for step, folder in pairs:
-        _add_step(found, int(step), Path(folder))
-    return dict(sorted(found.items()))
-
-
-def _join_phases(runs: Sequence[Path]) -> dict[int, Path]:
-    """The phases of one training, in their order. A phase that does not begin beyond the steps
-    before it has counted from the start again: its steps are added to the last of those."""
-    found = discover(runs[0])
-    for run in runs[1:]:
-        last = max(found)
-        phase = discover(run)
-        again = min(phase) <= last
-        count = last if again else 0
-        LOG.info(
-            "%s: steps %s to %s count as %s to %s: it %s", run, min(phase), max(phase),
-            min(phase) + count, max(phase) + count,
-            f"began again after step {last}" if again else f"goes on after step {last}",
-        )  # fmt: skip
-        for step, folder in phase.items():
-            _add_step(found, step + count, folder)
-    return found
-
-
-def select(
-    found: Mapping[int, Path],
-    until: int | None = None,
-    steps: Sequence[int] | None = None,
-    least: int = 2,
-) -> dict[int, Path]:
-    """The checkpoints to use: those of ``steps`` (all must exist), up to ``until`` inclusive.
-
-    Raises:
-        InputError: a step asked for is not there, or fewer than ``least`` are left.
-    """
-    chosen = dict(found)
-    if steps is not None:
-        wanted = sorted({int(step) for step in steps})
-        if len(wanted) != len(steps):
-            raise InputError(f"steps: expected each step once, found {few_of(sorted(steps))}")
-        missing = [step for step in wanted if step not in found]
-        if missing:
-            raise InputError(
-                f"steps: no checkpoint of step {few_of(missing)}; found {few_of(found)}"
-            )
-        chosen = {step: found[step] for step in wanted}
-    if until is not None:
-        chosen = {step: folder for step, folder in chosen.items() if step <= until}
-    if len(chosen) < least:
-        detail = f" of {few_of(found)}" if found else ""
-        raise InputError(f"checkpoints: expected at least {least}, found {len(chosen)}{detail}")
-    return chosen
-
-
 def open_checkpoint(folder: PathLike) -> Checkpoint:
     """Read and check the headers of a model folder.
 
     Raises:
-        InputError: no weights, an unreadable or inconsistent index, or a header that safetensors
-            rejects.
+        InputError: no weights or something like them only, an unreadable or inconsistent index, a
+            link out of the folder, or a header that is not sound.
     """
     root = weights_folder(Path(folder))
     index = root / INDEX
-    if index.is_file():
-        weight_map = _read_index(index)
-        names = sorted(set(weight_map.values()))
-    else:
-        weight_map = None
-        names = [SINGLE]
+    weight_map = _read_index(index) if os.path.lexists(index) else None
+    names = [SINGLE] if weight_map is None else sorted(set(weight_map.values()))
     shards: list[Shard] = []
     tensors: dict[str, TensorEntry] = {}
     for name in names:
-        shard, entries = read_header(root / name)
-        shards.append(shard)
-        for entry in entries:
+        header = header_of(root / name, root)
+        check_header(header)
+        shards.append(header.shard)
+        for entry in header.entries:
             if weight_map is not None and weight_map.get(entry.name) != name:
                 place = weight_map.get(entry.name, "no shard")
                 raise InputError(
@@ -222,78 +105,83 @@ def weights_folder(folder: Path) -> Path:
     """The folder itself or its known subfolder that holds safetensors weights."""
     if not folder.is_dir():
         raise InputError(f"{folder}: expected a model folder, found no folder")
+    check_name(folder)
+    check_beside(folder, _names(folder))
     for sub in WEIGHT_FOLDERS:
-        place = folder / sub if sub else folder
-        if (place / INDEX).is_file() or (place / SINGLE).is_file():
+        place = folder / sub
+        if os.path.lexists(place / INDEX) or os.path.lexists(place / SINGLE):
+            if sub:
+                target_of(place, folder)
+            check_beside(place, _names(place))
             return place
-    if (folder / "adapter_model.safetensors").exists():
-        raise InputError(f"{folder}: expected full weights, found a LoRA adapter; merge it first")
-    pickles = (p for pattern in ("*.bin", "*.pt", "*.pth") for p in folder.glob(pattern))
-    if any(not TRAINER_STATE.fullmatch(path.name) for path in pickles):
-        raise InputError(
-            f"{folder}: expected {SINGLE}, found pickled weights; load them and "
-            "save_pretrained(..., safe_serialization=True)"
-        )
-    raise InputError(f"{folder}: expected {SINGLE} or {INDEX}, found neither")
+    expected = f"{SINGLE} or {INDEX}"
+    check_instead(folder, [*_names(folder), *_names(folder / "actor")], expected)
+    raise InputError(f"{folder}: expected {expected}, found neither")
 
 
-def read_header(path: Path) -> tuple[Shard, list[TensorEntry]]:
-    """One safetensors file's identity and its tensors in the order of their offsets."""
-    try:
-        with safe_open(str(path), framework="numpy"):
-            pass  # opening validates the whole header
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            header = file.read(length)
-            info = os.fstat(file.fileno())
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path}: not a readable safetensors file: {error}") from error
-    digest = hashlib.sha256(header).hexdigest()
-    shard = Shard(path, info.st_size, info.st_mtime_ns, digest)
-    described = json.loads(header)
-    entries = []
-    for name, value in described.items():
-        if name == "__metadata__":
-            continue
-        start, end = value["data_offsets"]
-        entry = TensorEntry(
-            name, value["dtype"], tuple(value["shape"]), shard, 8 + length + start, end - start
-        )
-        if entry.dtype not in ITEM_SIZE:
-            raise InputError(f"{path}: tensor {name}: dtype {entry.dtype} is not supported")
-        entries.append(entry)
-    entries.sort(key=lambda entry: (entry.offset, entry.nbytes, entry.name))
-    return shard, entries
+def _names(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
 
 
-def _add_step(found: dict[int, Path], step: int, folder: Path) -> None:
-    if step in found:
-        raise InputError(f"checkpoints: step {step} twice: {found[step]} and {folder}")
-    found[step] = folder
+def companions_in(folder: Path, patterns: Iterable[str]) -> dict[str, bytes]:
+    """The contents of a folder's own files under names like ``patterns``, sorted by name.
+
+    They are copied into outputs that may be published, so a link out of the folder is refused as
+    one of a shard is.
+
+    Raises:
+        InputError: such a link, what is neither file nor folder, or too many bytes.
+    """
+    wanted = tuple(patterns)
+    found: dict[str, bytes] = {}
+    left = COMPANIONS_MOST
+    for path in sorted(folder.iterdir()):
+        if any(fnmatchcase(path.name, pattern) for pattern in wanted) and not path.is_dir():
+            found[path.name] = read_small(path, left, folder)
+            left -= len(found[path.name])
+    return found
+
+
+def parse_index(data: bytes) -> tuple[dict[str, str], dict[str, object]]:
+    """An index's weight map, tensor → shard in the same folder, and what it notes beside that.
+
+    Raises:
+        ValueError: it is not one, or a shard's name is not plain.
+    """
+    described = strictjson.load(data, floats=True)
+    weight_map = described.get("weight_map") if isinstance(described, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ValueError("weight_map: expected tensor → shard names, found none")
+    for tensor, name in weight_map.items():
+        if not isinstance(name, str) or not _is_plain(name):
+            found = repr(name) if isinstance(name, str) else "no text"
+            raise ValueError(f"tensor {tensor}: expected a plain file name, found {found}")
+    noted = described.get("metadata")
+    return weight_map, noted if isinstance(noted, dict) else {}
 
 
 def _read_index(path: Path) -> dict[str, str]:
+    data = read_small(path, strictjson.LONGEST, path.parent)
     try:
-        weight_map = json.loads(path.read_bytes())["weight_map"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: expected JSON with a weight_map, found {error!r}") from error
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise InputError(f"{path}: weight_map: expected tensor → shard names, found none")
-    for tensor, name in weight_map.items():
-        if not isinstance(name, str) or Path(name).name != name or name in ("", ".", ".."):
-            raise InputError(f"{path}: tensor {tensor}: expected a plain file name, found {name!r}")
+        weight_map, noted = parse_index(data)
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from error
+    check_noted(path, noted)
     return weight_map
 
 
+def _is_plain(name: str) -> bool:
+    """Whether a name leads nowhere but into its folder."""
+    return name not in ("", ".", "..") and "/" not in name and name.isprintable()
+
+
 def _tied(folder: Path) -> bool | None:
+    path = folder / CONFIG
+    if not os.path.lexists(path):
+        return None
+    data = read_small(path, CONFIG_MOST, folder)
     try:
-        value = json.loads((folder / "config.json").read_bytes()).get("tie_word_embeddings")
-    except (OSError, ValueError, AttributeError):
+        value = json.loads(data).get("tie_word_embeddings")
+    except (ValueError, AttributeError, RecursionError):
         return None  # a folder without a usable config says nothing about tying
     return value if isinstance(value, bool) else None
-
-
-def few_of(steps: Iterable[int]) -> str:
-    """Steps for a message, in one line: the first and last ones where there are many."""
-    numbers = [str(step) for step in steps]
-    return ", ".join(numbers if len(numbers) <= 8 else [*numbers[:4], "…", *numbers[-3:]])

@@ -11,9 +11,9 @@ from importlib import import_module
 from typing import Any, NoReturn
 
 from relex_ext import __version__
-from relex_ext.commands import Command, Notes, extrapolate, report, scan, search, verdict
+from relex_ext.commands import Command, Notes, extrapolate, report, scan, search, verdict, verify
 from relex_ext.commands.inputs import number, whole_number
-from relex_ext.errors import RelexError
+from relex_ext.errors import RelexError, printable
 
 COMMANDS: Mapping[str, Command] = {
     "extrapolate": extrapolate,
@@ -21,6 +21,7 @@ COMMANDS: Mapping[str, Command] = {
     "verdict": verdict,
     "report": report,
     "search": search,
+    "verify": verify,
 }
 """Name → its module, in the order of --help."""
 
@@ -87,10 +88,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
-        print(f"relex: error: {place}{error.strerror or error}", file=sys.stderr)
+        print(f"relex: error: {printable(f'{place}{error.strerror or error}')}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("relex: interrupted, nothing was written", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        kept = f"; {stop}" if str(stop) else ", nothing was written"
+        print(f"relex: interrupted{kept}", file=sys.stderr)
         return 128 + signal.SIGINT
     return 0
 

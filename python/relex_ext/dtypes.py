@@ -76,3 +76,12 @@ def from_float64(values: NDArray[np.float64], name: str) -> NDArray[Any]:
     bits = np.where(move, np.where(outwards, bits + 1, bits - 1), bits).astype(np.uint32)
     rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
     return np.where(np.isnan(narrow), (bits >> 16) | 0x40, rounded).astype(np.uint16)
+
+
+def converted(data: bytes, found: str, to: str) -> bytes:
+    """Values of one dtype in another; NaN and Inf stay what they are."""
+    if found == to:
+        return data
+    words = np.frombuffer(data, f"<u{ITEM_SIZE[found]}")
+    with np.errstate(invalid="ignore", over="ignore"):
+        return from_float64(to_float32(words, found).astype(np.float64), to).tobytes()

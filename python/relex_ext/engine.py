@@ -5,8 +5,8 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
 from contextlib import ExitStack
+from functools import partial
 from types import TracebackType
 
 import numpy as np
@@ -15,12 +15,14 @@ from numpy.typing import NDArray
 from relex_ext import power
 from relex_ext.backends import Backend, Strips
 from relex_ext.dtypes import CODES, ITEM_SIZE
-from relex_ext.errors import InputError
 from relex_ext.forecasts import Spectrum, spectrum_of_gram
+from relex_ext.nonfinite import describe
 from relex_ext.output import Output
 from relex_ext.plan import TensorPlan
 from relex_ext.stream import Stream
-from relex_ext.windows import Memory, Pass, Window
+from relex_ext.trajectory import Tensor
+from relex_ext.windows import Memory, Pass, Results, Window
+from relex_ext.writer import Ticket, Writer, settle
 
 Tick = Callable[[int], None]
 
@@ -62,13 +64,15 @@ class Run:
         self._stop = stop
         self._kept: list[Window] = []
         self._again: queue.SimpleQueue[bool] = queue.SimpleQueue()
-        self._written: list[Future[None] | None] = [None, None]
+        self._writer = Writer()
+        self._written: list[Ticket | None] = [None, None]
         self._turn = 0
         self._stack = ExitStack()
 
     def __enter__(self) -> Run:
         with ExitStack() as stack:
             stream = self._stream = stack.enter_context(Stream(self._memory))
+            stack.enter_context(self._writer)
             stack.callback(self._again.put, False)
             stack.enter_context(self._memory.computing())
             stream.start(self._passes())
@@ -101,7 +105,7 @@ class Run:
         """G (T, T), or the leading spectrum where the plan says power iteration.
 
         Raises:
-            InputError: the tensor holds NaN or Inf.
+            NonFinite: the tensor holds NaN or Inf.
             BackendError: a device failed.
         """
         if item.tensor.columns == 0:
@@ -191,11 +195,9 @@ class Run:
         return power.spectrum(u, values, float(energy.sum()))
 
     def _check_finite(self, item: TensorPlan, squares: NDArray[np.float64]) -> None:
-        for step, square in zip(self._steps, squares.tolist(), strict=True):
+        for row, square in enumerate(squares.tolist()):
             if not np.isfinite(square):
-                raise InputError(
-                    f"tensor {item.tensor.name}: NaN or Inf in step {step} or the base"
-                )
+                raise describe(item.tensor, self._steps, row)
 
     # ---- combine -------------------------------------------------------------------------------
 
@@ -211,6 +213,14 @@ class Run:
         with self._memory.reporting(f"tensor {item.tensor.name}: "):
             for window in windows:
                 self._combine_window(item, window, weights, self._output)
+
+    def skip(self, item: TensorPlan) -> None:
+        """Let go of a tensor that another way was found for: in the place of :meth:`combine`."""
+        if item.tensor.columns == 0:
+            return
+        read_again = self._output is not None and (item.solver == "none" or not item.resident)
+        for _ in self._read(keep=False) if read_again else self._drain():
+            pass
 
     def _drain(self) -> Iterator[Window]:
         """The windows that scan kept, each released when the next is asked for."""
@@ -237,16 +247,21 @@ class Run:
         results = self._memory.results(self._turn, len(weights), size)
         self._backend.combine(strips, weights, results.addresses, CODES[dtype])
         results.send()
-        self._written[self._turn] = output.write(item.tensor, window.begin, results.wait)
+        task = partial(_write, output, item.tensor, window, results)
+        self._written[self._turn] = self._writer.submit(task)
 
     def _settle(self, turn: int) -> None:
         """Wait until what a set of buffers held last is written."""
         written, self._written[turn] = self._written[turn], None
         if written is not None:
-            written.result()
+            settle(written)
 
     def finish(self) -> None:
         """All results are written."""
         with self._memory.reporting():
             for turn in range(2):
                 self._settle(turn)
+
+
+def _write(output: Output, tensor: Tensor, window: Window, results: Results) -> None:
+    output.write(tensor, window.begin, window.end, results.wait())

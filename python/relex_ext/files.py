@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import resource
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,8 @@ from numpy.typing import NDArray
 from relex_ext import _core
 from relex_ext.checkpoints import Shard, TensorEntry
 from relex_ext.dtypes import ITEM_SIZE
-from relex_ext.errors import InputError
+from relex_ext.errors import InputError, ReadError
+from relex_ext.layout import CHUNK
 
 IOS = ("auto", "mmap", "pread", "gds")
 
@@ -117,6 +119,15 @@ class Files:
                 self._files[shard] = file
             return file
 
+    def check(self) -> None:
+        """Refuse what was computed so far if any of it was read as zeros: mapped pages got lost."""
+        if _core.damages() == 0:  # in this process, ever: nothing to look for
+            return
+        with self._opening:
+            damaged = [shard for shard, file in self._files.items() if file.damaged]
+        if damaged:
+            raise _lost(damaged[0])
+
     def read(
         self, name: str, entries: Sequence[TensorEntry], extents: Extents, to: NDArray[np.uint64]
     ) -> None:
@@ -142,13 +153,35 @@ def check_strips(outcome: tuple[int, int], name: str, entries: Sequence[TensorEn
     """Raise what the core reports of the strips of a tensor: (which failed or −1, errno)."""
     failed, code = outcome
     if failed >= 0:
-        raise InputError(f"{entries[failed].shard.path}: tensor {name}: {reason(code)}")
+        kind = ReadError if code else InputError
+        raise kind(f"{entries[failed].shard.path}: tensor {name}: {reason(code)}")
+
+
+def contents(entry: TensorEntry) -> Iterator[bytes]:
+    """A tensor's bytes, some megabytes at a time."""
+    with entry.shard.path.open("rb") as file:
+        file.seek(entry.offset)
+        for at in range(0, entry.nbytes, CHUNK):
+            data = file.read(min(CHUNK, entry.nbytes - at))
+            if len(data) < min(CHUNK, entry.nbytes - at):
+                raise InputError(f"{entry.shard.path}: tensor {entry.name}: {reason(0)}")
+            yield data
+
+
+def _lost(shard: Shard) -> InputError:
+    try:
+        shortened = shard.path.stat().st_size < shard.size
+    except OSError as error:
+        return ReadError(f"{shard.path}: {reason(error.errno)}")
+    if shortened:
+        return InputError(f"{shard.path}: truncated while it was read")
+    return ReadError(f"{shard.path}: {reason(errno.EIO)}")
 
 
 def reason(code: int | None) -> str:
     if not code:
         return "truncated since its header was read"
-    hint = "; raise the limit with ulimit -n" if code == 24 else ""  # EMFILE
+    hint = "; raise the limit with ulimit -n" if code == errno.EMFILE else ""
     return f"cannot be read: {os.strerror(code)}{hint}"
 
 

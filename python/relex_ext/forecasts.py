@@ -99,7 +99,8 @@ class Weights:
 
     ``tensors``: name → float64 of shape (targets, T); ``components``: name → the fits they came
     from, leading rank first, empty for a frozen tensor, a method without any, or hand-made weights;
-    ``strengths``: λ of each target and ``method``: the method's name, empty for hand-made weights.
+    ``strengths``: λ of each target and ``method``: the method's name, empty for hand-made weights;
+    ``carried``: tensors that are copied from the newest checkpoint, for they hold NaN or Inf.
     """
 
     steps: tuple[int, ...]
@@ -108,6 +109,7 @@ class Weights:
     components: Mapping[str, tuple[Component, ...]]
     strengths: tuple[float, ...] = ()
     method: str = ""
+    carried: tuple[str, ...] = ()
 
 
 def check_targets(targets: Iterable[float] | float) -> tuple[float, ...]:

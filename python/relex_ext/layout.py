@@ -5,15 +5,24 @@ The safetensors library writes whole files from memory; these are written piece 
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
 import os
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from relex_ext import _core
 from relex_ext.errors import OutputError
+
+CHUNK = 4 << 20
+"""Bytes read at a time."""
+
+DURABLE_PIECE = 16 << 20
+"""Bytes waited for at a time: a fraction of a second on a slow disk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,32 +52,56 @@ def lay_out(
 
 
 class SizedFile:
-    """A new file of a known size, its space reserved, written at offsets."""
+    """A file of a known size, its space reserved, written at offsets: a new one, or one that an
+    earlier run has begun."""
 
     def __init__(self, path: Path, layout: Layout) -> None:
         self.path = path
         self.layout = layout
-        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-        try:
-            reserve(self._descriptor, layout.size)
-            self.write(0, layout.header)
-        except BaseException:
-            self.abandon()
-            raise
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        with writing(path):
+            self._descriptor = os.open(path, flags, 0o666)
+            try:
+                if os.fstat(self._descriptor).st_size != layout.size:
+                    os.ftruncate(self._descriptor, 0)
+                _core.reserve(self._descriptor, layout.size)
+                write_all(self._descriptor, layout.header, 0)
+            except BaseException:
+                self.abandon()
+                raise
 
     def write(self, offset: int, data: bytes | memoryview) -> None:
         """Write all of ``data``; starts it on its way to the device so that close() is short."""
-        view = memoryview(data)
-        done = 0
-        while done < len(view):
-            done += os.pwrite(self._descriptor, view[done:], offset + done)
-        if len(view) >= 1 << 20:
-            _core.start_writeback(self._descriptor, offset, len(view))
+        with writing(self.path):
+            write_all(self._descriptor, data, offset)
+        if len(data) >= 1 << 20:
+            _core.start_writeback(self._descriptor, offset, len(data))
+
+    def read(self, offset: int, nbytes: int) -> bytes:
+        """So many bytes, fewer only where the file ends."""
+        found = bytearray()
+        while len(found) < nbytes:
+            got = os.pread(self._descriptor, min(nbytes - len(found), CHUNK), offset + len(found))
+            if not got:
+                break
+            found += got
+        return bytes(found)
+
+    def sha256(self, offset: int, nbytes: int) -> str:
+        """The digest of a range, read again."""
+        digest = hashlib.sha256()
+        for at in range(offset, offset + nbytes, CHUNK):
+            digest.update(self.read(at, min(CHUNK, offset + nbytes - at)))
+        return digest.hexdigest()
 
     def close(self) -> None:
-        """Make it durable."""
+        """Make it durable. In pieces, so that Ctrl-C is answered between them."""
         try:
-            os.fsync(self._descriptor)
+            with writing(self.path):
+                for at in range(0, self.layout.size, DURABLE_PIECE):
+                    piece = min(DURABLE_PIECE, self.layout.size - at)
+                    _core.finish_writeback(self._descriptor, at, piece)
+                os.fsync(self._descriptor)
         finally:
             self.abandon()
 
@@ -78,16 +111,36 @@ class SizedFile:
             self._descriptor = -1
 
 
-def reserve(descriptor: int, size: int) -> None:
-    """Allocate a file's blocks, so that a full disk is found now and not when it is written."""
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What the system says against it becomes one line about the file."""
     try:
-        os.posix_fallocate(descriptor, 0, size)
+        yield
     except OSError as error:
-        import errno
+        raise OutputError(f"{path}: cannot be written: {error.strerror}") from error
 
-        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
-            raise
-        os.ftruncate(descriptor, size)  # a file system that cannot reserve
+
+def write_all(descriptor: int, data: bytes | memoryview, offset: int | None = None) -> None:
+    """Write all of ``data``, at an offset or where the file stands."""
+    view = memoryview(data)
+    done = 0
+    while done < len(view):
+        rest = view[done:]
+        if offset is None:
+            wrote = os.write(descriptor, rest)
+        else:
+            wrote = os.pwrite(descriptor, rest, offset + done)
+        if wrote == 0:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        done += wrote
+
+
+def file_sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while data := file.read(CHUNK):
+            digest.update(data)
+    return digest.hexdigest()
 
 
 def write_durably(path: Path, data: bytes) -> None:
@@ -96,6 +149,13 @@ def write_durably(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
+
+
+def put_durably(path: Path, data: bytes) -> None:
+    """The same where an earlier run may have left some of it, in a folder nobody reads yet."""
+    with writing(path):
+        path.unlink(missing_ok=True)
+        write_durably(path, data)
 
 
 def replace_durably(path: Path, data: bytes) -> None:
@@ -109,6 +169,26 @@ def replace_durably(path: Path, data: bytes) -> None:
     sync_folder(path.absolute().parent)
 
 
+def replace_folder(new: Path, place: Path, aside: Path) -> None:
+    """Give a folder the name of another one, which is ``new`` or ``aside`` then.
+
+    In one step; where the file system has no such step there is a moment between two renames when
+    nothing has the name, and ``aside``, which must not exist, is the one to put back.
+    """
+    try:
+        _core.exchange(new, place)
+        return
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
+    place.rename(aside)
+    try:
+        new.rename(place)
+    except OSError:
+        aside.rename(place)
+        raise
+
+
 def sync_folder(folder: Path) -> None:
     """Make the names in a folder durable."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -119,11 +199,14 @@ def sync_folder(folder: Path) -> None:
 
 
 def make_folder(folder: Path) -> list[Path]:
-    """Make a folder; returns those that had to be made, innermost first."""
+    """Make a folder, durably; returns those that had to be made, innermost first."""
     missing = [p for p in (folder, *folder.parents) if not p.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        for made in missing:
+            sync_folder(made.absolute().parent)
     except OSError as error:
+        remove_folders(missing)
         raise OutputError(f"{folder}: cannot be made: {error.strerror}") from error
     return missing
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -237,7 +237,13 @@ def weigh_scan(
     else:
         strengths = options.strengths(targets)
     sources = (scan.source(name, steps) for name in scan.names)
-    return weigh_all(sources, steps, targets, options, strengths)
+    found = weigh_all(sources, steps, targets, options, strengths)
+    nothing = dict.fromkeys(scan.nonfinite, np.zeros((len(targets), len(steps))))
+    return replace(
+        found, tensors={**found.tensors, **nothing},
+        components={**found.components, **dict.fromkeys(scan.nonfinite, ())},
+        carried=scan.nonfinite,
+    )  # fmt: skip
 
 
 # ---- checks ------------------------------------------------------------------------------------

@@ -1,51 +1,47 @@
-"""The output folder: every target's checkpoint, built beside its final place, published at once.
+"""The output folder: every target's checkpoint, made in a workspace, published at once.
 
-OUT/step_<target>/   shards as the newest checkpoint has them, its config and tokenizer files
-OUT/scan.safetensors the Gram matrices, for the next forecast
-OUT/relex.json       what was made from what, and how well it fitted
+OUT/step_<target>/      shards as the newest checkpoint has them, its config and tokenizer files
+OUT/scan.safetensors    the Gram matrices, for the next forecast
+OUT/weights.safetensors the weights that were applied
+OUT/relex.json          what was made from what, how well it fitted, and everything's digests
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from relex_ext.checkpoints import INDEX, SINGLE, Checkpoint
-from relex_ext.dtypes import ITEM_SIZE
+from relex_ext.checkpoints import INDEX, SINGLE, TensorEntry
+from relex_ext.companions import companions_of
+from relex_ext.dtypes import ITEM_SIZE, converted
 from relex_ext.errors import InputError, OutputError
+from relex_ext.files import contents
+from relex_ext.journal import Journal
 from relex_ext.layout import (
     Layout,
     SizedFile,
+    file_sha256,
     lay_out,
-    make_folder,
-    remove_folders,
+    put_durably,
     sync_folder,
-    write_durably,
 )
 from relex_ext.trajectory import Tensor, Trajectory
 
 RECORD = "relex.json"
 CARD = "README.md"
 SCAN = "scan.safetensors"
+WEIGHTS = "weights.safetensors"
 
-COMPANIONS = (
-    "config.json", "generation_config.json", "tokenizer*", "*.tiktoken", "special_tokens_map.json",
-    "added_tokens.json", "vocab.*", "merges.txt", "chat_template*", "*preprocessor_config.json",
-    "processor_config.json", "sentencepiece*", "spiece.model", "*.py",
-)  # fmt: skip
-"""The files beside the weights that make a folder loadable. Trainer state is none of them."""
-
-_TORCH_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+WRITTEN = "written"
+"""The journal's word for a tensor that all targets have."""
 
 
 def target_name(target: float) -> str:
@@ -60,7 +56,7 @@ def check_names(targets: Sequence[float], names: Sequence[str] | None) -> Sequen
     if len(names) != len(targets) or len(set(names)) != len(names):
         raise InputError(f"names: expected {len(targets)} different ones, found {list(names)}")
     for name in names:
-        if Path(name).name != name or name in ("", "..", RECORD, SCAN):
+        if Path(name).name != name or name in ("", "..", RECORD, SCAN, WEIGHTS):
             raise InputError(f"names: expected a plain folder name, found {name!r}")
     return names
 
@@ -99,98 +95,142 @@ def check_space(out: Path, needed: int, free: int) -> None:
 
 
 class Output:
-    """Use as a context manager: leaving it without :meth:`publish` removes every trace."""
+    """The folder while it is made: a new one, or one that an earlier run has begun.
+
+    A context manager: it closes its files.
+    """
 
     def __init__(
         self,
-        out: Path,
+        folder: Path,
         trajectory: Trajectory,
         names: Sequence[str],
         dtype: str | None,
-        writers: int = 1,
+        journal: Journal,
     ) -> None:
-        """``names``: of the targets' folders; ``writers``: threads that write, one for each device
-        that computes."""
-        self.out = out.absolute()
+        """``folder``: where it is made; ``names``: of the targets' folders; ``journal``: where a
+        tensor is entered when all targets have it."""
+        self.folder = folder
         self._trajectory = trajectory
         self._dtype = dtype
-        _companion_data(trajectory, dtype)  # a config.json that cannot be adapted is found now
-        self._created = make_folder(self.out.parent)
-        self.partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=self.out.parent))
-        self.partial.chmod(0o777 & ~_umask())
-        self._writer = ThreadPoolExecutor(writers, thread_name_prefix="relex-write")
-        self._folders = [self.partial / name for name in names]
-        self._files: list[dict[str, SizedFile]] = []  # per target: tensor → its shard
-        self._shards: list[dict[str, SizedFile]] = []  # per target: shard name → file
+        self._names = names
+        self._journal = journal
+        self._companions = companions_of(trajectory, dtype)  # one that is no good is found now
+        self._hashes: dict[str, list[Any]] = {}
+        self._digests: dict[str, list[str]] = {}
+        """Of each tensor that is done, one for each target."""
+        self._files: list[dict[str, SizedFile]] = []
+        """Per target: tensor → its shard."""
+        self._shards: list[dict[str, SizedFile]] = []
+        """Per target: shard name → file."""
+        folder.mkdir(exist_ok=True)
         try:
-            for folder in self._folders:
-                self._open_target(folder)
+            for name in names:
+                self._open_target(folder / name)
         except BaseException:
-            self._remove()
+            self._close()
             raise
 
     def __enter__(self) -> Output:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._remove()
+    def __exit__(self, *_: object) -> None:
+        self._close()
 
     def dtype_of(self, tensor: Tensor) -> str:
         """The dtype a trained tensor is written in: the newest checkpoint's unless overridden."""
         return self._dtype or tensor.rows[-1].dtype
 
+    def finished(self) -> set[str]:
+        """The tensors that an earlier run has written: whose bytes still are what it noted."""
+        for tensor in self._trajectory.trained:
+            noted = self._journal.done.get((WRITTEN, tensor.name))
+            if noted is None:
+                continue
+            size = tensor.columns * ITEM_SIZE[self.dtype_of(tensor)]
+            files = [by_tensor[tensor.name] for by_tensor in self._files]
+            if [f.sha256(f.layout.offsets[tensor.name], size) for f in files] == noted:
+                self._digests[tensor.name] = noted
+        return set(self._digests)
+
     def write(
-        self, tensor: Tensor, element: int, results: Callable[[], Sequence[NDArray[np.uint8]]]
-    ) -> Future[None]:
-        """Write one target's buffer each, from ``element`` of the tensor on, on another thread,
-        which first waits for them: ``results`` gives them.
+        self, tensor: Tensor, begin: int, end: int, buffers: Sequence[NDArray[np.uint8]]
+    ) -> None:
+        """Write columns [begin, end) of a tensor, one buffer for each target.
 
-        Returns what is done when they are written; whoever publishes has waited for all of these.
+        Columns come in order; with the last ones the tensor is done. From any thread.
         """
-        at = element * ITEM_SIZE[self.dtype_of(tensor)]
+        if begin == 0:
+            self._hashes[tensor.name] = [hashlib.sha256() for _ in self._files]
+        hashes = self._hashes[tensor.name]
+        at = begin * ITEM_SIZE[self.dtype_of(tensor)]
+        for files, digest, buffer in zip(self._files, hashes, buffers, strict=True):
+            file = files[tensor.name]
+            file.write(file.layout.offsets[tensor.name] + at, buffer.data)
+            digest.update(buffer.data)
+        if end == tensor.columns:
+            del self._hashes[tensor.name]
+            self._digests[tensor.name] = [digest.hexdigest() for digest in hashes]
+            self._journal.add(WRITTEN, tensor.name, self._digests[tensor.name])
 
-        def work() -> None:
-            for files, buffer in zip(self._files, results(), strict=True):
-                file = files[tensor.name]
-                file.write(file.layout.offsets[tensor.name] + at, buffer.data)
+    def carry(self, tensor: Tensor) -> None:
+        """Copy a trained tensor from the newest checkpoint."""
+        dtype = self.dtype_of(tensor)
+        self._copy(
+            tensor, tensor.rows[-1], partial(converted, found=tensor.rows[-1].dtype, to=dtype)
+        )
+        self._journal.add(WRITTEN, tensor.name, self._digests[tensor.name])
 
-        return self._writer.submit(work)
+    def complete(
+        self, record: Mapping[str, Any], cards: Sequence[bytes], weights: bytes
+    ) -> dict[str, Any]:
+        """Add what is not computed, and make everything durable.
 
-    def publish(self, record: Mapping[str, Any], cards: Sequence[bytes]) -> None:
-        """Copy what is not computed, make everything durable, and give it its name.
-
-        ``cards``: each target's model card.
+        ``record``: the contents of relex.json, without the digests; ``cards``: each target's model
+        card; ``weights``: weights.safetensors. Returns the record with the digests.
         """
-        for files in self._files:
-            self._carry_over(files)
-        for shards, folder, text in zip(self._shards, self._folders, cards, strict=True):
+        for tensor in self._trajectory.tensors:
+            if not tensor.trained:
+                self._copy(tensor, tensor.base)
+            elif tensor.columns == 0:
+                self._digests[tensor.name] = [hashlib.sha256().hexdigest()] * len(self._files)
+        others = {}
+        for shards, name, text in zip(self._shards, self._names, cards, strict=True):
+            folder = self.folder / name
             for file in shards.values():
                 file.close()
-            write_durably(folder / CARD, text)
-            _copy_companions(self._trajectory, folder, self._dtype)
-            self._write_index(shards, folder)  # last: a folder with it is complete
+            put_durably(folder / CARD, text)
+            for path, data in self._beside(shards).items():  # the index last
+                put_durably(folder / path, data)
+                others[f"{name}/{path}"] = hashlib.sha256(data).hexdigest()
+            for path, file in shards.items():
+                others[f"{name}/{path}"] = hashlib.sha256(file.layout.header).hexdigest()
             sync_folder(folder)
-        write_durably(
-            self.partial / RECORD,
-            (json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode(),
-        )
-        sync_folder(self.partial)
-        self._give_name()
+        put_durably(self.folder / WEIGHTS, weights)
+        others[WEIGHTS] = hashlib.sha256(weights).hexdigest()
+        if (self.folder / SCAN).exists():
+            others[SCAN] = file_sha256(self.folder / SCAN)
+        tensors = {
+            name: {
+                tensor.name: self._digests[tensor.name][i] for tensor in self._trajectory.tensors
+            }
+            for i, name in enumerate(self._names)
+        }
+        whole = {**record, "sha256": {"tensors": tensors, "files": others}}
+        said = json.dumps(whole, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        put_durably(self.folder / RECORD, said.encode())
+        sync_folder(self.folder)
+        return whole
 
     def _open_target(self, folder: Path) -> None:
-        folder.mkdir()
-        shards = {}
+        folder.mkdir(exist_ok=True)
+        shards: dict[str, SizedFile] = {}
+        self._shards.append(shards)
         by_tensor = {}
         for name, layout in self._layouts().items():
             shards[name] = SizedFile(folder / name, layout)
             for tensor in layout.offsets:
                 by_tensor[tensor] = shards[name]
-        self._shards.append(shards)
         self._files.append(by_tensor)
 
     def _layouts(self) -> dict[str, Layout]:
@@ -206,89 +246,33 @@ class Output:
             layouts[shard.path.name] = lay_out(described, {"format": "pt"})
         return layouts
 
-    def _carry_over(self, files: Mapping[str, SizedFile]) -> None:
-        for tensor in self._trajectory.tensors:
-            if not tensor.trained:
-                with tensor.base.shard.path.open("rb") as source:
-                    source.seek(tensor.base.offset)
-                    data = source.read(tensor.base.nbytes)
-                if len(data) != tensor.base.nbytes:
-                    raise OutputError(
-                        f"{tensor.base.shard.path}: truncated since its header was read"
-                    )
-                file = files[tensor.name]
-                file.write(file.layout.offsets[tensor.name], data)
+    def _copy(
+        self, tensor: Tensor, entry: TensorEntry, convert: Callable[[bytes], bytes] = bytes
+    ) -> None:
+        """Write a tensor as one of the inputs has it."""
+        digest = hashlib.sha256()
+        done = 0
+        for data in map(convert, contents(entry)):
+            for file in (files[tensor.name] for files in self._files):
+                file.write(file.layout.offsets[tensor.name] + done, data)
+            digest.update(data)
+            done += len(data)
+        self._digests[tensor.name] = [digest.hexdigest()] * len(self._files)
 
-    def _write_index(self, shards: Mapping[str, SizedFile], folder: Path) -> None:
-        if list(shards) == [SINGLE]:
-            return
-        weight_map = {t: name for name, file in shards.items() for t in file.layout.offsets}
-        size = sum(f.layout.size - len(f.layout.header) for f in shards.values())
-        index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(weight_map.items()))}
-        write_durably(folder / INDEX, (json.dumps(index, indent=2) + "\n").encode())
+    def _beside(self, shards: Mapping[str, SizedFile]) -> dict[str, bytes]:
+        """What lies beside a target's shards, but for its card."""
+        found = dict(self._companions)
+        if list(shards) != [SINGLE]:
+            weight_map = {t: name for name, file in shards.items() for t in file.layout.offsets}
+            size = sum(f.layout.size - len(f.layout.header) for f in shards.values())
+            index = {
+                "metadata": {"total_size": size},
+                "weight_map": dict(sorted(weight_map.items())),
+            }
+            found[INDEX] = (json.dumps(index, indent=2) + "\n").encode()
+        return found
 
-    def _give_name(self) -> None:
-        """One rename makes all targets visible; an overwritten output is moved aside first."""
-        old = None
-        if self.out.is_dir() and any(self.out.iterdir()):
-            old = Path(tempfile.mkdtemp(prefix=f".{self.out.name}.old-", dir=self.out.parent))
-            self.out.rename(old)
-        try:
-            self.partial.rename(self.out)
-        except OSError as error:
-            if old is not None:
-                old.rename(self.out)
-            raise OutputError(f"{self.out}: cannot be published: {error.strerror}") from error
-        sync_folder(self.out.parent)
-        self._created = []
-        if old is not None:
-            shutil.rmtree(old)
-
-    def _remove(self) -> None:
-        self._writer.shutdown(wait=True, cancel_futures=True)
+    def _close(self) -> None:
         for shards in self._shards:
             for file in shards.values():
                 file.abandon()
-        shutil.rmtree(self.partial, ignore_errors=True)
-        remove_folders(self._created)  # parents that only this run made
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _copy_companions(trajectory: Trajectory, folder: Path, dtype: str | None) -> None:
-    for name, data in _companion_data(trajectory, dtype).items():
-        write_durably(folder / name, data)
-
-
-def _companion_data(trajectory: Trajectory, dtype: str | None) -> dict[str, bytes]:
-    found = {}
-    for name, source in sorted(_companions(trajectory.newest, trajectory.base).items()):
-        found[name] = source.read_bytes()
-        if name == "config.json" and dtype is not None:
-            found[name] = _with_dtype(source, dtype)
-    return found
-
-
-def _companions(newest: Checkpoint, base: Checkpoint) -> dict[str, Path]:
-    """File name → source: the newest checkpoint's, and the base's where it lacks a name."""
-    found: dict[str, Path] = {}
-    for checkpoint in (base, newest):
-        for pattern in COMPANIONS:
-            found.update({p.name: p for p in checkpoint.folder.glob(pattern) if p.is_file()})
-    return found
-
-
-def _with_dtype(config: Path, dtype: str) -> bytes:
-    """config.json naming the dtype that was asked for, under the key it uses."""
-    try:
-        described = json.loads(config.read_bytes())
-    except ValueError as error:
-        raise InputError(f"{config}: expected JSON, found {error}") from error
-    for key in ("dtype", "torch_dtype"):
-        if key in described:
-            described[key] = _TORCH_NAMES[dtype]
-    return (json.dumps(described, indent=2, ensure_ascii=False) + "\n").encode()

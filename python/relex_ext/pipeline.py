@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from relex_ext.checkpoints import Checkpoints, PathLike
 from relex_ext.dtypes import parse_delta
-from relex_ext.engine import Run
 from relex_ext.errors import InputError
-from relex_ext.forecasts import Spectrum, Weights, check_targets
-from relex_ext.job import Extrapolation, Job, ProgressBar, keep_in
+from relex_ext.forecasts import Weights, check_targets
+from relex_ext.identities import job_of
+from relex_ext.job import Extrapolation, Job
 from relex_ext.machine import Machine
 from relex_ext.methods import AUTO, Options, scan_solver, weigh_scan, weigh_unscanned
+from relex_ext.nonfinite import HINT
 from relex_ext.output import SCAN, check_names
-from relex_ext.plan import TensorPlan
-from relex_ext.runs import run_plan
-from relex_ext.scans import Scan, ScanFile, planned_layout
+from relex_ext.progress import ProgressBar
+from relex_ext.scanfile import ScanFile, planned_layout
+from relex_ext.scanning import Scanning, check_nonfinite
+from relex_ext.scans import Scan
 from relex_ext.trajectory import Trajectory, open_trajectory
+from relex_ext.workspace import Workspace
 
 
 def scan(
@@ -41,6 +44,7 @@ def scan(
     io: str = "auto",
     threads: int | None = None,
     delta_dtype: str = "float32",
+    nonfinite: str = "refuse",
     overwrite: bool = False,
     progress: bool = True,
 ) -> Scan:
@@ -53,44 +57,55 @@ def scan(
         until, steps: which checkpoints to use.
         rank: pairs to find where ``solver`` is ``"power"``.
         solver: ``"gram"``, ``"power"`` (T × rank numbers a tensor instead of T²) or ``"auto"``.
-        backend, device, memory_limit, device_memory, io, threads, delta_dtype: see
+        backend, device, memory_limit, device_memory, io, threads, delta_dtype, nonfinite: see
             :func:`extrapolate`.
+
+    With ``out``, a call that was interrupted or killed goes on when it is repeated.
 
     Raises:
         RelexError: input that does not fit together, or an output that exists.
     """
     options = Options(rank=rank)
+    check_nonfinite(nonfinite)
     trajectory = open_trajectory(base, checkpoints, until, steps)
     deltas = parse_delta(delta_dtype)
     machine = Machine(backend, device, threads, memory_limit, device_memory, io, deltas)
     choice, plan = machine.lay_out(
         trajectory, targets=0, scanned=False, solver=solver, rank=options.rank
     )
-    if out is not None and Path(out).exists():
-        if not overwrite:
-            raise InputError(f"{out}: exists already; choose another file or pass overwrite")
-        Scan.load(out)  # refuses what is not a scan: overwrite replaces only what relex wrote
-    found: dict[str, NDArray[np.float64] | Spectrum] = {}
-    with ExitStack() as stack:
-        tick = stack.enter_context(ProgressBar(plan.bytes_read, "scan", progress))
-        file = None
-        if out is not None:
-            layout = planned_layout(trajectory, plan, rank, deltas)
-            file = stack.enter_context(ScanFile.beside(Path(out), layout))
 
-        def work(run: Run, item: TensorPlan) -> None:
-            result = run.scan(item)
-            if file is not None:
-                keep_in(file, item.tensor.name, result)
-            else:
-                found[item.tensor.name] = result
+    def make(file: ScanFile | None) -> Scanning:
+        scanning = Scanning(trajectory, rank, nonfinite, file)
+        with ProgressBar(plan.bytes_read, "scan", progress) as tick:
+            scanning.run(plan, choice, tick)
+        return scanning
 
-        run_plan(plan, choice, trajectory.steps, rank, None, tick, work)
-        if file is not None:
-            file.publish()
-    if out is not None:
-        return Scan.load(out)
-    return Scan.of(trajectory, found, deltas)
+    if out is None:
+        found = Scan.of(trajectory, make(None).found, deltas)
+        trajectory.check_unchanged()
+        return found
+    place = Path(out)
+    check = partial(_check_scan_file, place, overwrite)
+    check()
+    job = job_of(
+        trajectory, plan, choice, {"scan": rank, "delta_dtype": deltas, "nonfinite": nonfinite}
+    )
+    layout = planned_layout(trajectory, plan, rank, deltas)
+    with Workspace(place, job, check) as work:
+        with ScanFile(work.path / SCAN, layout, work.journal) as file:
+            make(file)
+            file.complete()
+        trajectory.check_unchanged()
+        work.publish(SCAN)
+    return Scan.load(place)
+
+
+def _check_scan_file(out: Path, overwrite: bool) -> None:
+    if not os.path.lexists(out):
+        return
+    if not overwrite:
+        raise InputError(f"{out}: exists already; choose another file or pass overwrite")
+    Scan.load(out)  # refuses what is not a scan: overwrite replaces only what relex wrote
 
 
 def forecast(
@@ -222,12 +237,15 @@ def extrapolate(
     decay: float | None = None,
     strength: float | str = 1.0,
     delta_dtype: str = "float32",
+    nonfinite: str = "refuse",
     scan: Scan | PathLike | None = None,
     overwrite: bool = False,
     dry_run: bool = False,
     progress: bool = True,
 ) -> Extrapolation:
     """Write the checkpoints of later steps without training them (RELEX, arXiv 2605.21468).
+
+    A call that was interrupted or killed goes on when it is repeated, and ends with the same bytes.
 
     Args:
         base: the model folder the run started from (θ₀).
@@ -259,6 +277,8 @@ def extrapolate(
             read twice.
         delta_dtype: ``"float16"`` rounds base and checkpoints to it, and their differences, as the
             authors' delta store does; only the reference backend does that.
+        nonfinite: what becomes of a tensor that holds NaN or Inf: ``"refuse"``, or ``"carry"``,
+            which copies it from the newest checkpoint.
         scan: a scan of these checkpoints, or its file: then no shard is read to scan. A file that
             does not exist yet is written.
         overwrite: replace an ``out`` that relex wrote.
@@ -275,14 +295,19 @@ def extrapolate(
         rank, time_axis, step_scale, method, fit, degree, window, refit, alpha, decay, strength
     )
     targets = check_targets(target_steps)
+    check_nonfinite(nonfinite)
     deltas = parse_delta(delta_dtype)
     trajectory = open_trajectory(base, checkpoints, until, steps)
     options.check(trajectory.steps, targets)
-    given = {**asdict(options), "solver": solver, "delta_dtype": deltas}
+    given = {
+        **asdict(options), "solver": solver, "delta_dtype": deltas, "nonfinite": nonfinite
+    }  # fmt: skip
     weights, keep, loaded = None, None, None
     if isinstance(scan, Scan) or (scan is not None and Path(scan).exists()):
         loaded = Scan.given(scan)
         loaded.check(trajectory, deltas)
+        if loaded.nonfinite and nonfinite == "refuse":
+            raise InputError(f"scan: tensor {loaded.nonfinite[0]}: holds NaN or Inf; {HINT}")
         weights = weigh_scan(loaded, trajectory.steps, targets, options)
     elif not options.spectral and options.strength != AUTO:
         if scan is not None:
@@ -299,8 +324,9 @@ def extrapolate(
     job = Job(trajectory, targets, out, machine, dtype, overwrite, progress)
     solver = scan_solver(solver, strength)
     return job.run(
-        options, solver, weights=weights, given=given, scan=loaded, keep=keep, dry_run=dry_run
-    )
+        options, solver, weights=weights, given=given, scan=loaded, keep=keep,
+        nonfinite=nonfinite, dry_run=dry_run,
+    )  # fmt: skip
 
 
 def _chosen_steps(scan: Scan, until: int | None, steps: Sequence[int] | None) -> tuple[int, ...]:
@@ -313,6 +339,8 @@ def _chosen_steps(scan: Scan, until: int | None, steps: Sequence[int] | None) ->
 def _check_weights(trajectory: Trajectory, weights: Weights) -> None:
     expected = (len(weights.targets), len(weights.steps))
     for tensor in trajectory.trained:
+        if tensor.name in weights.carried:
+            continue
         if tensor.name not in weights.tensors:
             raise InputError(f"weights: tensor {tensor.name}: missing")
         found = np.shape(weights.tensors[tensor.name])

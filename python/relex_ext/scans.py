@@ -3,6 +3,7 @@
 A scan file is a safetensors file with ``gram/<tensor>`` (F64, T × T) for every trained tensor, or
 ``u/<tensor>`` (F64, T × k), ``sigma/<tensor>`` (F64, k) and ``energy/<tensor>`` (F64, scalar) where
 power iteration was used; its metadata names the steps and identifies the files it was made from.
+``sha256`` (U8, tensors × 32) has the digest of each tensor's numbers, in that order.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,28 +19,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from relex_ext import __version__
-from relex_ext.checkpoints import Checkpoint, PathLike, TensorEntry, few_of, read_header
+from relex_ext.checkpoints import PathLike, TensorEntry, few_of
 from relex_ext.errors import InputError, OutputError
 from relex_ext.forecasts import Source, Spectrum
-from relex_ext.layout import (
-    Layout,
-    SizedFile,
-    lay_out,
-    make_folder,
-    remove_folders,
-    sync_folder,
-)
-from relex_ext.plan import Plan
+from relex_ext.headers import check_unchanged, header_of
+from relex_ext.identities import elements_of, identities_of
+from relex_ext.layout import make_folder, remove_folders, replace_durably
+from relex_ext.plainfiles import opened, read_at
+from relex_ext.scanfile import DIGESTS, FORMAT, Found, data_of, is_finite, parts_of, scan_layout
 from relex_ext.trajectory import Trajectory
-
-FORMAT = "relex-scan/1"
-
-
-def identity(checkpoint: Checkpoint) -> str:
-    """A digest that changes when a checkpoint's files do: names, sizes, times, headers."""
-    parts = [[s.path.name, s.size, s.mtime_ns, s.header_sha256] for s in checkpoint.shards]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -50,7 +37,8 @@ class Scan:
     ``grams``: name → G (T, T) float64, symmetric; ``spectra``: name → what power iteration found;
     ``steps``: the T steps; ``identities``: ``"base"`` and each step (as text) → :func:`identity`;
     ``elements``: name → numbers in that tensor, empty where an older file does not say;
-    ``delta_dtype``: what deltas were rounded to.
+    ``delta_dtype``: what deltas were rounded to; ``nonfinite``: tensors that hold NaN or Inf, of
+    which nothing is known.
     """
 
     steps: tuple[int, ...]
@@ -59,6 +47,7 @@ class Scan:
     identities: Mapping[str, str]
     elements: Mapping[str, int] = field(default_factory=dict)
     delta_dtype: str = "F32"
+    nonfinite: tuple[str, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -78,17 +67,30 @@ class Scan:
     def of(
         cls,
         trajectory: Trajectory,
-        found: Mapping[str, NDArray[np.float64] | Spectrum],
+        found: Mapping[str, Found],
         delta_dtype: str,
     ) -> Scan:
         """What a run has found, in the trajectory's order."""
-        ordered = [(tensor.name, found[tensor.name]) for tensor in trajectory.trained]
-        grams = {name: one for name, one in ordered if not isinstance(one, Spectrum)}
-        spectra = {name: one for name, one in ordered if isinstance(one, Spectrum)}
-        return cls(
-            trajectory.steps, grams, spectra, identities_of(trajectory), elements_of(trajectory),
+        ordered = {tensor.name: found[tensor.name] for tensor in trajectory.trained}
+        return cls._sorted_out(
+            trajectory.steps, ordered, identities_of(trajectory), elements_of(trajectory),
             delta_dtype,
         )  # fmt: skip
+
+    @classmethod
+    def _sorted_out(
+        cls,
+        steps: tuple[int, ...],
+        found: Mapping[str, Found],
+        identities: Mapping[str, str],
+        elements: Mapping[str, int],
+        delta_dtype: str,
+    ) -> Scan:
+        known = {name: one for name, one in found.items() if is_finite(one)}
+        grams = {name: one for name, one in known.items() if not isinstance(one, Spectrum)}
+        spectra = {name: one for name, one in known.items() if isinstance(one, Spectrum)}
+        nonfinite = tuple(name for name in found if name not in known)
+        return cls(steps, grams, spectra, identities, elements, delta_dtype, nonfinite)
 
     def chosen(
         self, until: int | None = None, steps: Sequence[int] | None = None
@@ -124,7 +126,7 @@ class Scan:
             )
         self.rows_of(trajectory.steps)
         for name in (tensor.name for tensor in trajectory.trained):
-            if name not in self.grams and name not in self.spectra:
+            if name not in {*self.names, *self.nonfinite}:
                 raise InputError(f"scan: tensor {name}: missing")
         found = identities_of(trajectory)
         for key, digest in found.items():
@@ -134,16 +136,30 @@ class Scan:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the scan file, whole or not at all."""
-        spectra = {n: len(s.sigma) for n, s in self.spectra.items()}
+        place = Path(path)
+        if place.is_dir():
+            raise OutputError(f"{place}: expected a file to write, found a folder")
+        spectra = {name: len(spectrum.sigma) for name, spectrum in self.spectra.items()}
         layout = scan_layout(
             self.steps, list(self.grams), spectra, self.identities, self.elements, self.delta_dtype
         )
-        with ScanFile.beside(Path(path), layout) as file:
-            for name, gram in self.grams.items():
-                file.put_gram(name, gram)
-            for name, spectrum in self.spectra.items():
-                file.put_spectrum(name, spectrum)
-            file.publish()
+        data = bytearray(layout.size)
+        data[: len(layout.header)] = layout.header
+        held: dict[str, Found] = {**self.grams, **self.spectra}
+        for i, (name, found) in enumerate(held.items()):
+            digest = hashlib.sha256()
+            for part, numbers in data_of(name, found).items():
+                at = layout.offsets[part]
+                data[at : at + len(numbers)] = numbers
+                digest.update(numbers)
+            at = layout.offsets[DIGESTS] + 32 * i
+            data[at : at + 32] = digest.digest()
+        created = make_folder(place.absolute().parent)
+        try:
+            replace_durably(place, bytes(data))
+        except OSError as error:
+            remove_folders(created)
+            raise OutputError(f"{place}: cannot be written: {error.strerror}") from error
 
     @classmethod
     def given(cls, scan: Scan | PathLike) -> Scan:
@@ -152,144 +168,58 @@ class Scan:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Scan:
-        """Open a scan file; its matrices are mapped and read when they are used.
+        """Read a scan file.
 
         Raises:
-            InputError: not a safetensors file, or not one written by :meth:`save`.
+            InputError: not a safetensors file, not one written by :meth:`save`, or damaged.
         """
         place = Path(path)
-        if not place.is_file():
+        if not os.path.lexists(place):
             raise InputError(f"{place}: expected a scan file, found none")
-        _, entries = read_header(place)
-        memory = np.memmap(place, np.uint8, "r")
-        length = int.from_bytes(memory[:8].tobytes(), "little")
-        metadata = json.loads(memory[8 : 8 + length].tobytes()).get("__metadata__", {})
-        if metadata.get("format") != FORMAT:
-            found = metadata.get("format", "none")
+        header = header_of(place)
+        if header.metadata.get("format") != FORMAT:
+            found = header.metadata.get("format", "none")
             raise InputError(f"{place}: expected a scan file ({FORMAT}), found format {found}")
+        with opened(place) as (descriptor, info):  # not mapped: one that shrinks would be SIGBUS
+            data = read_at(place, descriptor, 0, info.st_size)
+        check_unchanged([header.shard])
         try:
-            return cls._read(memory, entries, json.loads(metadata["scan"]))
+            return cls._read(memoryview(data), header.entries, json.loads(header.metadata["scan"]))
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{place}: a damaged scan file: {error!r}") from error
 
     @classmethod
-    def _read(
-        cls, memory: NDArray[np.uint8], entries: Sequence[TensorEntry], described: dict[str, Any]
-    ) -> Scan:
+    def _read(cls, data: memoryview, entries: Sequence[TensorEntry], described: dict[str, Any]) -> Scan:
+        parts = {e.name: data[e.offset : e.offset + e.nbytes] for e in entries}
+        _check_digests(parts)
         arrays = {
-            e.name: memory[e.offset : e.offset + e.nbytes].view(np.float64).reshape(e.shape)
+            e.name: np.frombuffer(parts[e.name], "<f8").reshape(e.shape)
             for e in entries
+            if e.name != DIGESTS
         }
-        grams = {n.removeprefix("gram/"): a for n, a in arrays.items() if n.startswith("gram/")}
-        spectra = {}
-        for name in (n.removeprefix("u/") for n in arrays if n.startswith("u/")):
-            energy = float(arrays[f"energy/{name}"].reshape(()))
-            spectra[name] = Spectrum(arrays[f"u/{name}"], arrays[f"sigma/{name}"], energy)
-        return cls(
-            tuple(described["steps"]), grams, spectra, described["identities"],
+        found: dict[str, Found] = {}
+        for part, array in arrays.items():
+            kind, _, name = part.partition("/")
+            if kind == "gram":
+                found[name] = array
+            elif kind == "u":
+                energy = float(arrays[f"energy/{name}"].reshape(()))
+                found[name] = Spectrum(array, arrays[f"sigma/{name}"], energy)
+        return cls._sorted_out(
+            tuple(described["steps"]), found, described["identities"],
             described.get("elements", {}), described.get("delta_dtype", "F32"),
         )  # fmt: skip
 
 
-def identities_of(trajectory: Trajectory) -> dict[str, str]:
-    pairs = zip(trajectory.steps, trajectory.checkpoints, strict=True)
-    return {"base": identity(trajectory.base)} | {str(s): identity(c) for s, c in pairs}
-
-
-def elements_of(trajectory: Trajectory) -> dict[str, int]:
-    return {tensor.name: tensor.columns for tensor in trajectory.trained}
-
-
-def planned_layout(
-    trajectory: Trajectory, plan: Plan, rank: int, delta_dtype: str = "F32"
-) -> Layout:
-    """The scan file of a run, known before it starts."""
-    grams = [p.tensor.name for p in plan.tensors if p.solver == "gram"]
-    k = min(rank, len(trajectory.steps))
-    spectra = {p.tensor.name: k for p in plan.tensors if p.solver == "power"}
-    found = identities_of(trajectory)
-    return scan_layout(
-        trajectory.steps, grams, spectra, found, elements_of(trajectory), delta_dtype
-    )
-
-
-def scan_layout(
-    steps: Sequence[int],
-    grams: Sequence[str],
-    spectra: Mapping[str, int],
-    identities: Mapping[str, str],
-    elements: Mapping[str, int],
-    delta_dtype: str,
-) -> Layout:
-    t = len(steps)
-    tensors: list[tuple[str, str, tuple[int, ...], int]] = []
-    for name in grams:
-        tensors.append((f"gram/{name}", "F64", (t, t), 8 * t * t))
-    for name, k in spectra.items():
-        tensors.append((f"u/{name}", "F64", (t, k), 8 * t * k))
-        tensors.append((f"sigma/{name}", "F64", (k,), 8 * k))
-        tensors.append((f"energy/{name}", "F64", (), 8))
-    described = {
-        "steps": list(steps),
-        "identities": dict(identities),
-        "elements": dict(elements),
-        "delta_dtype": delta_dtype,
-        "version": __version__,
-    }
-    return lay_out(tensors, {"format": FORMAT, "scan": json.dumps(described)})
-
-
-class ScanFile:
-    """A scan file being written tensor by tensor under a temporary name."""
-
-    def __init__(self, path: Path, layout: Layout, final: Path | None = None) -> None:
-        self.path = path
-        self._final = final
-        self._created: list[Path] = []
-        self._file = SizedFile(path, layout)
-
-    @classmethod
-    def beside(cls, path: Path, layout: Layout) -> ScanFile:
-        """To be published at ``path``."""
-        if path.is_dir():
-            raise OutputError(f"{path}: expected a file to write, found a folder")
-        folder = path.absolute().parent
-        created = make_folder(folder)
-        partial = folder / f".{path.name}.partial-{secrets.token_hex(4)}"
-        try:
-            file = cls(partial, layout, path)
-        except OSError as error:
-            partial.unlink(missing_ok=True)
-            remove_folders(created)
-            raise OutputError(f"{path}: cannot be written: {error.strerror}") from error
-        file._created = created
-        return file
-
-    def __enter__(self) -> ScanFile:
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self._file.abandon()
-        if self._final is not None:
-            self.path.unlink(missing_ok=True)
-            remove_folders(self._created)
-
-    def put_gram(self, name: str, gram: NDArray[np.float64]) -> None:
-        self._put(f"gram/{name}", gram)
-
-    def put_spectrum(self, name: str, spectrum: Spectrum) -> None:
-        self._put(f"u/{name}", spectrum.u)
-        self._put(f"sigma/{name}", spectrum.sigma)
-        self._put(f"energy/{name}", np.array(spectrum.energy))
-
-    def _put(self, key: str, values: NDArray[np.float64]) -> None:
-        data = np.ascontiguousarray(values, "<f8").tobytes()
-        self._file.write(self._file.layout.offsets[key], data)
-
-    def publish(self) -> None:
-        """Make it durable and, if it has one, give it its final name."""
-        self._file.close()
-        if self._final is not None:
-            self.path.replace(self._final)
-            sync_folder(self._final.absolute().parent)
-            self._final = None
+def _check_digests(parts: Mapping[str, memoryview]) -> None:
+    """Earlier versions wrote none."""
+    if DIGESTS not in parts:
+        return
+    names = [(n.partition("/")[2], n.startswith("u/")) for n in parts if n[:2] in ("gr", "u/")]
+    digests = parts[DIGESTS]
+    if len(digests) != 32 * len(names):
+        raise ValueError(f"{len(digests)} bytes of digests for {len(names)} tensors")
+    for i, (name, power) in enumerate(names):
+        found = hashlib.sha256(b"".join(parts[part] for part in parts_of(name, power)))
+        if found.digest() != digests[32 * i : 32 * i + 32]:
+            raise ValueError(f"tensor {name}: its digest is another")

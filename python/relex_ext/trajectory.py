@@ -23,6 +23,7 @@ from relex_ext.checkpoints import (
 )
 from relex_ext.dtypes import CARRIED, CODES
 from relex_ext.errors import InputError
+from relex_ext.headers import check_unchanged
 
 HEAD, EMBEDDING = "lm_head.weight", "embed_tokens.weight"
 
@@ -61,6 +62,15 @@ class Trajectory:
     @property
     def trained(self) -> tuple[Tensor, ...]:
         return tuple(tensor for tensor in self.tensors if tensor.trained)
+
+    def check_unchanged(self) -> None:
+        """Refuse to believe what was read of files that are not any more what they were.
+
+        Raises:
+            InputError: the first of them.
+        """
+        for checkpoint in (self.base, *self.checkpoints):
+            check_unchanged(checkpoint.shards)
 
 
 def open_trajectory(

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -92,7 +92,8 @@ class Memory(Protocol):
         """Around whatever asks the backend for something."""
 
     def reporting(self, about: str = "") -> AbstractContextManager[object]:
-        """Errors of a device become one line that begins with ``about``."""
+        """Errors of a device become one line that begins with ``about``; what was computed inside
+        is believed only once it is left."""
 
     def stop(self) -> None:
         """Wake whoever waits for room, and end the reading early."""
@@ -213,13 +214,15 @@ class HostMemory:
         held = self._results[turn]
         if len(held) < targets or held[0].size < nbytes:
             self._results[turn] = held = [np.empty(nbytes, np.uint8) for _ in range(targets)]
-        return HostResults([buffer[:nbytes] for buffer in held[:targets]])
+        return HostResults([buffer[:nbytes] for buffer in held[:targets]], self._files.check)
 
     def computing(self) -> AbstractContextManager[object]:
         return nullcontext()
 
-    def reporting(self, about: str = "") -> AbstractContextManager[object]:
-        return nullcontext()
+    @contextmanager
+    def reporting(self, about: str = "") -> Iterator[None]:
+        yield
+        self._files.check()
 
     def stop(self) -> None:
         self._files.stop.set()
@@ -230,16 +233,18 @@ class HostMemory:
 
 
 class HostResults:
-    """Written where they are."""
+    """Written where they are, unless what they were computed from was lost meanwhile."""
 
-    def __init__(self, buffers: Sequence[NDArray[np.uint8]]) -> None:
+    def __init__(self, buffers: Sequence[NDArray[np.uint8]], check: Callable[[], None]) -> None:
         self._buffers = buffers
+        self._check = check
         self.addresses = np.array([buffer.ctypes.data for buffer in buffers], np.uint64)
 
     def send(self) -> None:
         pass
 
     def wait(self) -> Sequence[NDArray[np.uint8]]:
+        self._check()
         return self._buffers
 
 

@@ -8,10 +8,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from relex_ext.errors import RelexError
+from relex_ext.errors import RelexError, Resumable
 
 
-class BackendError(RelexError):
+class BackendError(RelexError, Resumable):
     """Who computes failed, or its memory ran out: one line."""
 
 

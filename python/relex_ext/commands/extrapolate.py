@@ -12,6 +12,7 @@ from relex_ext.commands.inputs import (
     add_inputs,
     add_machine,
     add_method,
+    add_nonfinite,
     add_written,
     checkpoints_of,
     machine_options,
@@ -39,6 +40,7 @@ def add(commands: Commands) -> None:
     )
     add_method(parser)
     add_delta_dtype(parser)
+    add_nonfinite(parser)
     add_machine(parser, solver="auto")
 
 
@@ -48,7 +50,9 @@ def run(args: argparse.Namespace, notes: Notes) -> None:
     done = extrapolate(
         args.base, checkpoints_of(args.checkpoints), args.target_step, args.out,
         dtype=args.dtype, scan=args.scan, dry_run=args.dry_run,
-        delta_dtype=args.delta_dtype, **method_options(args), **machine_options(args),
+        delta_dtype=args.delta_dtype,
+        nonfinite=args.nonfinite,
+        **method_options(args), **machine_options(args),
     )  # fmt: skip
     if args.json:
         print(json.dumps(_plan_json(done) if args.dry_run else _done_json(done), indent=1))

@@ -101,6 +101,14 @@ def add_delta_dtype(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def add_nonfinite(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--nonfinite", default="refuse", metavar="HOW",
+        help="tensors that hold NaN or Inf: refuse, or carry, which copies them from the newest "
+        "checkpoint (refuse)",
+    )  # fmt: skip
+
+
 def add_machine(parser: argparse.ArgumentParser, solver: str) -> None:
     group = parser.add_argument_group("how")
     group.add_argument(

@@ -11,6 +11,7 @@ from relex_ext.commands.inputs import (
     add_delta_dtype,
     add_inputs,
     add_machine,
+    add_nonfinite,
     checkpoints_of,
     machine_options,
 )
@@ -27,6 +28,7 @@ def add(commands: Commands) -> None:
         "--rank", type=int, default=1, metavar="R", help="pairs that solver power keeps (1)"
     )
     add_delta_dtype(parser)
+    add_nonfinite(parser)
     add_machine(parser, solver="gram")
 
 
@@ -35,6 +37,7 @@ def run(args: argparse.Namespace, notes: Notes) -> None:
 
     found = scan(
         args.base, checkpoints_of(args.checkpoints), out=args.out, delta_dtype=args.delta_dtype,
+        nonfinite=args.nonfinite,
         **machine_options(args),
     )  # fmt: skip
     if args.json:

@@ -9,7 +9,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from relex_ext.errors import OutputError
-from relex_ext.layout import make_folder, remove_folders, sync_folder, write_durably
+from relex_ext.layout import (
+    make_folder,
+    remove_folders,
+    replace_folder,
+    sync_folder,
+    write_durably,
+)
 
 MARK = '<meta name="generator" content="relex_ext report">'
 """In every page, so that only pages are replaced."""
@@ -65,8 +71,9 @@ class Places:
             write_durably(partial / "data", data.encode())
             write_durably(partial / "page", page.encode())
             if self.figures.is_dir():
-                self.figures.rename(partial / "replaced")
-            (partial / "figures").rename(self.figures)
+                replace_folder(partial / "figures", self.figures, aside=partial / "replaced")
+            else:
+                (partial / "figures").rename(self.figures)
             (partial / "data").replace(self.data)
             (partial / "page").replace(self.page)
             sync_folder(folder)

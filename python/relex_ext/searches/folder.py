@@ -27,6 +27,7 @@ from relex_ext.searches.place import (
     read_state,
 )
 from relex_ext.searches.strategy import Candidate
+from relex_ext.workspace import workspace_of
 
 
 class SearchFolder:
@@ -148,6 +149,10 @@ class SearchFolder:
         record = json.loads((self.out / PASS / RECORD).read_text())
         record["targets"] = {candidate.name: candidate.step}
         record["strengths"] = {candidate.name: candidate.strength}
+        digests = record["sha256"]
+        digests["tensors"] = {candidate.name: digests["tensors"][candidate.name]}
+        own = f"{candidate.name}/"
+        digests["files"] = {n: d for n, d in digests["files"].items() if n.startswith(own)}
         del record["options"]["weights"]  # they were not given from outside
         record["options"] |= self._described["forecast"]
         text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
@@ -165,8 +170,9 @@ class SearchFolder:
             pass  # a file system without locks
 
     def _clean(self) -> None:
+        unfinished = workspace_of(self.out / PASS).name  # the pass will go on with it
         for entry in self.out.iterdir():
-            if entry.name.startswith(HIDDEN):
+            if entry.name.startswith(HIDDEN) and entry.name != unfinished:
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
     def _write_state(self, result: Mapping[str, Any] | None) -> None:

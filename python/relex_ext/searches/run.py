@@ -10,12 +10,13 @@ from typing import Any
 from relex_ext import dtypes
 from relex_ext.checkpoints import Checkpoints, PathLike
 from relex_ext.errors import InputError
+from relex_ext.identities import identities_of
 from relex_ext.machine import Machine
 from relex_ext.methods import Options
 from relex_ext.output import SCAN, check_space
 from relex_ext.pipeline import scan as make_scan
 from relex_ext.plan import free_space
-from relex_ext.scans import Scan, identities_of
+from relex_ext.scans import Scan
 from relex_ext.searches.evaluation import Evaluation
 from relex_ext.searches.folder import SearchFolder
 from relex_ext.searches.found import Search, SearchPlan

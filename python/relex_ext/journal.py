@@ -1,0 +1,112 @@
+"""A run's journal: what it is making, and what of that is done, a checksummed line each.
+
+Lines are appended without waiting for the device. They carry the digests of the bytes they speak
+of, and who takes a run up hashes those bytes again. So whatever a crash lost or kept, in whatever
+order, costs work at worst.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from relex_ext.layout import write_all, writing
+
+FORMAT = "relex-journal/1"
+
+
+class Journal:
+    """Of one job. ``done``: (what, of which tensor) → digests.
+
+    ``job``: everything that decides the bytes, as JSON can say it; ``differs``: what a journal that
+    was there before says otherwise, None if it says the same or was none.
+    """
+
+    def __init__(self, path: Path, job: Mapping[str, Any]) -> None:
+        self.path = path
+        self.done: dict[tuple[str, str], list[str]] = {}
+        self._first = _line({"format": FORMAT, "job": job})
+        self._whole = 0
+        """Bytes of what is there already that are this job's."""
+        self._descriptor = -1
+        self._appending = threading.Lock()
+        self.differs = self._read()
+
+    def open(self) -> None:
+        """Begin it, or go on behind its last whole line."""
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+        with writing(self.path):
+            self._descriptor = os.open(self.path, flags, 0o666)
+            os.ftruncate(self._descriptor, self._whole)
+            if self._whole == 0:
+                write_all(self._descriptor, self._first)
+
+    def add(self, what: str, name: str, digests: Sequence[str]) -> None:
+        """Done, as far as this process goes. From any thread."""
+        line = _line({"what": what, "tensor": name, "sha256": list(digests)})
+        with self._appending, writing(self.path):
+            write_all(self._descriptor, line)
+            self.done[what, name] = list(digests)
+
+    def close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def _read(self) -> str | None:
+        """Take over what is there of the same job; else say what differs."""
+        try:
+            lines = self.path.read_bytes().splitlines(keepends=True)
+        except OSError:
+            return None
+        first = _said(lines[0]) if lines else None
+        if first is None or first.get("format") != FORMAT:
+            return None
+        if lines[0] != self._first:
+            mine = _said(self._first)
+            assert mine is not None
+            return _difference(first["job"], mine["job"]) or "written otherwise"
+        self._whole = len(self._first)
+        for line in lines[1:]:
+            said = _said(line)
+            if said is None:  # torn; nothing behind it counts
+                break
+            self.done[said["what"], said["tensor"]] = said["sha256"]
+            self._whole += len(line)
+        return None
+
+
+def _line(said: Mapping[str, Any]) -> bytes:
+    text = json.dumps(said, separators=(",", ":"), allow_nan=False).encode()
+    return b"%08x %s\n" % (zlib.crc32(text), text)
+
+
+def _said(line: bytes) -> dict[str, Any] | None:
+    checksum, _, text = line.partition(b" ")
+    if not text.endswith(b"\n") or checksum != b"%08x" % zlib.crc32(text[:-1]):
+        return None
+    said: dict[str, Any] = json.loads(text)
+    return said
+
+
+def _difference(earlier: Mapping[str, Any], job: Mapping[str, Any]) -> str | None:
+    """The first part of a job that another one has otherwise, in words."""
+    for name in sorted({*earlier, *job}):
+        was, found = earlier.get(name), job.get(name)
+        if isinstance(was, dict) and isinstance(found, dict):
+            inner = _difference(was, found)
+            if inner is not None:
+                return f"{name}: {inner}"
+        elif was != found:
+            return f"{name} was {_short(was)}, is {_short(found)}"
+    return None
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 40 else f"{text[:38]}…"

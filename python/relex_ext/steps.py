@@ -1,0 +1,218 @@
+"""The steps of a run: their folders, which of them to use, and whether those are finished."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from relex_ext.errors import InputError
+from relex_ext.plainfiles import read_small
+
+PathLike: TypeAlias = "str | os.PathLike[str]"
+Checkpoints: TypeAlias = (
+    "PathLike | Mapping[int, PathLike] | Sequence[tuple[int, PathLike]] | Sequence[PathLike]"
+)
+
+LOG = logging.getLogger("relex_ext")
+
+STEP_FOLDERS: Mapping[str, re.Pattern[str]] = {
+    "global_step_12": re.compile(r"global_step_?(\d+)"),  # verl
+    "checkpoint-12": re.compile(r"checkpoint-(\d+)"),  # Hugging Face Trainer, TRL
+    "step_12": re.compile(r"step[_-]?(\d+)"),  # NeMo-RL, torchtune and hand-made folders
+    "iter_0000012": re.compile(r"iter_(\d+)"),  # Megatron exports
+}
+"""An example of each name a step's folder may have → its pattern."""
+
+DONE_FILES = {"STABLE": "prime-rl"}
+"""What a trainer puts into a step's folder when it is complete → the trainer."""
+
+TRACKERS = {
+    "latest_checkpointed_iteration.txt": "verl and Megatron",
+    "latest_ckpt_global_step.txt": "SkyRL",
+}
+"""Where a trainer notes, beside the steps' folders, the newest complete step → the trainer."""
+
+_BEING_WRITTEN = re.compile(r"tmp[-_](?P<after>.+)|(?P<before>.+)\.(tmp|incomplete|partial)")
+
+
+def discover(run: PathLike) -> dict[int, Path]:
+    """The step folders of a run folder, sorted by step: ``{12: run/checkpoint-12, …}``.
+
+    Raises:
+        InputError: the folder does not exist, holds no step folder, or one step twice.
+    """
+    root = Path(run)
+    if not root.is_dir():
+        raise InputError(f"{root}: expected a folder of checkpoints, found no folder")
+    found: dict[int, Path] = {}
+    for folder in sorted(entry for entry in root.iterdir() if entry.is_dir()):
+        step = step_of(folder.name)
+        if step is not None:
+            _add_step(found, step, folder)
+    if not found:
+        names = ", ".join(STEP_FOLDERS)
+        raise InputError(f"{root}: expected step folders named like {names}; found none")
+    return dict(sorted(found.items()))
+
+
+def step_of(name: str) -> int | None:
+    """The step that a folder's name states, or None."""
+    for pattern in STEP_FOLDERS.values():
+        match = pattern.fullmatch(name)
+        if match:
+            return int(match[1])
+    return None
+
+
+def resolve(checkpoints: Checkpoints) -> dict[int, Path]:
+    """A run folder, a mapping, pairs, step-named folders or the run folders of several phases →
+    ``{step: folder}`` sorted by step.
+
+    Raises:
+        InputError: one step twice, no step at all, or a mixture of these.
+    """
+    if isinstance(checkpoints, (str, os.PathLike)):
+        return discover(checkpoints)
+    given: list[Any] = [*(checkpoints.items() if isinstance(checkpoints, Mapping) else checkpoints)]
+    folders = [Path(one) for one in given if isinstance(one, (str, os.PathLike))]
+    steps = [step_of(folder.name) for folder in folders]
+    runs = [folder for folder, step in zip(folders, steps, strict=True) if step is None]
+    if len(folders) not in (0, len(given)) or len(runs) not in (0, len(folders)):
+        raise InputError(
+            "checkpoints: expected step=folder pairs, folders named after their steps, or run "
+            f"folders, found a mixture: {runs[0] if runs else folders[0]} is another kind"
+        )
+    if runs:
+        return _join_phases(runs)
+    pairs: Iterable[Any] = zip(steps, folders, strict=True) if folders else given
+    found: dict[int, Path] = {}
+    for step, folder in pairs:
+        _add_step(found, int(step), Path(folder))
+    return dict(sorted(found.items()))
+
+
+def _join_phases(runs: Sequence[Path]) -> dict[int, Path]:
+    """The phases of one training, in their order. A phase that does not begin beyond the steps
+    before it has counted from the start again: its steps are added to the last of those."""
+    found = discover(runs[0])
+    for run in runs[1:]:
+        last = max(found)
+        phase = discover(run)
+        again = min(phase) <= last
+        count = last if again else 0
+        LOG.info(
+            "%s: steps %s to %s count as %s to %s: it %s", run, min(phase), max(phase),
+            min(phase) + count, max(phase) + count,
+            f"began again after step {last}" if again else f"goes on after step {last}",
+        )  # fmt: skip
+        for step, folder in phase.items():
+            _add_step(found, step + count, folder)
+    return found
+
+
+def select(
+    found: Mapping[int, Path],
+    until: int | None = None,
+    steps: Sequence[int] | None = None,
+    least: int = 2,
+) -> dict[int, Path]:
+    """The checkpoints to use: those of ``steps`` (all must exist), up to ``until`` inclusive.
+
+    Raises:
+        InputError: a step asked for is not there, fewer than ``least`` are left, or a trainer has
+            not finished one of them.
+    """
+    chosen = dict(found)
+    if steps is not None:
+        wanted = sorted({int(step) for step in steps})
+        if len(wanted) != len(steps):
+            raise InputError(f"steps: expected each step once, found {few_of(sorted(steps))}")
+        missing = [step for step in wanted if step not in found]
+        if missing:
+            raise InputError(
+                f"steps: no checkpoint of step {few_of(missing)}; found {few_of(found)}"
+            )
+        chosen = {step: found[step] for step in wanted}
+    if until is not None:
+        chosen = {step: folder for step, folder in chosen.items() if step <= until}
+    if len(chosen) < least:
+        detail = f" of {few_of(found)}" if found else ""
+        raise InputError(f"checkpoints: expected at least {least}, found {len(chosen)}{detail}")
+    check_finished(chosen.values())
+    return chosen
+
+
+def check_finished(folders: Iterable[Path]) -> None:
+    """Refuse steps that their trainer has begun to write and not declared complete."""
+    runs: dict[Path, list[Path]] = {}
+    for folder in folders:
+        check_name(folder)
+        step = _step_folder(folder)
+        runs.setdefault(step.parent, []).append(step)
+    for run, steps in runs.items():
+        _check_done_files(run, steps)
+        _check_trackers(run, steps)
+
+
+def check_name(folder: Path) -> None:
+    """Refuse a folder under the name that a step has until it is complete."""
+    match = _BEING_WRITTEN.fullmatch(folder.name)
+    if match and step_of(match["after"] or match["before"]) is not None:
+        raise InputError(f"{folder}: expected a finished step, found one begun and not finished")
+
+
+def _step_folder(folder: Path) -> Path:
+    """The step's, where one inside it was given: ``run/global_step_12/actor/huggingface``."""
+    places = (folder, *folder.parents)[:3]
+    return next((place for place in places if step_of(place.name) is not None), folder)
+
+
+def _check_done_files(run: Path, steps: Sequence[Path]) -> None:
+    for name, trainer in DONE_FILES.items():
+        missing = [step for step in steps if not (step / name).exists()]
+        if missing and any((step / name).exists() for step in _siblings(run)):
+            raise _unfinished(missing[0], f"{trainer} puts {name} into the finished ones of {run}")
+
+
+def _siblings(run: Path) -> list[Path]:
+    try:
+        return [entry for entry in run.iterdir() if step_of(entry.name) is not None]
+    except OSError:
+        return []  # folders given one by one may lie where nobody may look around
+
+
+def _check_trackers(run: Path, steps: Sequence[Path]) -> None:
+    for name, trainer in TRACKERS.items():
+        if not os.path.lexists(run / name):
+            continue
+        text = read_small(run / name, 4096, run).decode("utf-8", "replace").strip()
+        if text == "release":  # Megatron's word for weights that no step of this run wrote
+            continue
+        if not (text.isascii() and text.isdigit()):
+            raise InputError(
+                f"{run / name}: expected the number of the newest finished step, found "
+                f"{text or 'nothing'}"
+            )
+        for step in steps:
+            if (step_of(step.name) or 0) > int(text):
+                raise _unfinished(step, f"{trainer} noted {text} as the newest in {run / name}")
+
+
+def _unfinished(folder: Path, why: str) -> InputError:
+    return InputError(f"{folder}: expected a finished step, but {why}; leave it out (until, steps)")
+
+
+def _add_step(found: dict[int, Path], step: int, folder: Path) -> None:
+    if step in found:
+        raise InputError(f"checkpoints: step {step} twice: {found[step]} and {folder}")
+    found[step] = folder
+
+
+def few_of(steps: Iterable[int]) -> str:
+    """Steps for a message, in one line: the first and last ones where there are many."""
+    numbers = [str(step) for step in steps]
+    return ", ".join(numbers if len(numbers) <= 8 else [*numbers[:4], "…", *numbers[-3:]])

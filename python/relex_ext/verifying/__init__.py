@@ -1,0 +1,1 @@
+"""Outputs checked: record → shards, samples → run."""
