@@ -30,7 +30,7 @@ struct Pages {
 Pages pages_of(const Strip& strip) {
     const std::uintptr_t start = strip.memory / kPage * kPage;
     const std::uintptr_t end = (strip.memory + strip.bytes + kPage - 1) / kPage * kPage;
-    return {reinterpret_cast<void*>(start), end - start};
+    return {reinterpret_cast<void*>(start), strip.bytes == 0 ? 0 : end - start};
 }
 
 // For kernels without MADV_POPULATE_READ: one access a page. What is not there damages its File.

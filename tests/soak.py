@@ -131,8 +131,8 @@ def soak(case: Case, folder: Path, tally: Tally, seed: int) -> None:
     made: dict[str, Any] = {**common, **case.forecast, "solver": case.solver, "dtype": case.dtype}
     where = run.base, run.checkpoints
     plainly: dict[str, Any] = {"threads": 1, "io": "mmap", "memory_limit": "1GiB"}
-    limit = int(least_memory(run, case, made) * case.memory)
-    otherwise: dict[str, Any] = {"threads": case.threads, "io": case.io, "memory_limit": limit}
+    otherwise: dict[str, Any] = {"threads": case.threads, "io": case.io}
+    otherwise["memory_limit"] = int(least_memory(run, case, made) * case.memory)
 
     plain = relex_ext.extrapolate(*where, case.targets, folder / "plain", **made, **plainly)
     relex_ext.extrapolate(*where, case.targets, folder / "other", **made, **otherwise)
@@ -143,9 +143,8 @@ def soak(case: Case, folder: Path, tally: Tally, seed: int) -> None:
         *where, out=folder / "scan", rank=rank, solver=case.solver, **common, **otherwise
     )
     weights = relex_ext.forecast(scanned, case.targets, **case.forecast)
-    relex_ext.combine(
-        *where, weights, folder / "parts", dtype=case.dtype, progress=False, **otherwise
-    )
+    written = {"dtype": case.dtype, "progress": False, **otherwise}
+    relex_ext.combine(*where, weights, folder / "parts", **written)
     assert_same(folder / "plain", folder / "parts", "step_*/*.safetensors")
 
     for out in ("plain", "other", "parts"):
@@ -217,19 +216,15 @@ def against_the_oracle(
         moves = np.abs(weights.tensors[name][target]) @ np.abs(m)
         clear = np.abs(theta) >= tolerances.CANCELLED * (np.abs(base) + moves)
         words, dtype = found[name].words, found[name].dtype
-        slack = tolerances.VECTOR * moves / _gap(m) if dtype == "F32" else 0.0
+        sigma = np.append(np.linalg.svd(m, compute_uv=False), 0.0)
+        gap = 1.0 - (sigma[1] / sigma[0]) ** 2
+        slack = tolerances.VECTOR * moves / gap if dtype == "F32" else 0.0
         nearest = np.clip(found[name].values, theta - slack, theta + slack)
         distance = oracle.ulps(words, oracle.round_to(nearest, dtype), dtype)[clear]
         assert (distance <= tolerances.ULP).all(), (name, spec, distance.max())
         if dtype == "F32":
             clear &= moves <= tolerances.SMALL_MOVE_F32 * np.abs(theta)
         tally.add(dtype, oracle.ulps(words, oracle.round_to(theta, dtype), dtype)[clear])
-
-
-def _gap(m: oracle.Float64) -> float:
-    """How far the leading direction stands out: by so much less are weights certain."""
-    sigma = np.linalg.svd(m, compute_uv=False)
-    return float(1.0 - (sigma[1] / sigma[0]) ** 2)
 
 
 def _movement(case: Case, m: oracle.Float64, target: float) -> oracle.Float64:
@@ -271,8 +266,7 @@ def go(runs: int, seed: int) -> tuple[Tally, Footprint]:
     tally, footprint = Tally(), Footprint()
     parent = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # in memory, if it can be
     for i in range(runs):
-        chance = random.Random(f"{seed} {i}")
-        case = draw(chance)
+        case = draw(chance := random.Random(f"{seed} {i}"))
         with tempfile.TemporaryDirectory(dir=parent) as folder:
             try:
                 soak(case, Path(folder), tally, chance.randrange(1 << 30))

@@ -7,10 +7,11 @@ import sys
 from pathlib import Path
 
 from faults.model import Disk
-from faults.sampling import disturbed
+from faults.sampling import TESTS, disturbed
 from faults.scenarios import IOS, SCENARIOS
 from faults.shim import build, entries_of, preload
 from faults.trees import read_tree
+from test_cli import environment
 
 EVERYTHING = """
 import fcntl, mmap, os, sys
@@ -71,7 +72,10 @@ def test_every_call_is_seen(tmp_path: Path) -> None:
     (root / "work").mkdir(parents=True)
     library = build(tmp_path)
     subprocess.run(
-        [sys.executable, "-c", EVERYTHING, str(root), str(record)], env=preload(library), check=True
+        [sys.executable, "-c", EVERYTHING, str(root), str(record)],
+        env={**environment(), **preload(library)},
+        cwd=TESTS,
+        check=True,
     )
     entries = entries_of(record)
     assert {entry.op for entry in entries} == {

@@ -320,7 +320,7 @@ def test_an_error_of_the_system_leaves_nothing(
     at = {"first window": "pwrite", "publishing": "fsync"}[when]
     monkeypatch.setattr(os, at, full)
     before = listing(tmp_path)
-    with pytest.raises(OutputError, match="cannot be .*: No space left"):
+    with pytest.raises(OutputError, match=r"cannot be .*: No space left"):
         go(run, tmp_path / "new" / "deep" / "out")
     assert listing(tmp_path) == before
 

@@ -56,11 +56,11 @@ def test_sync_file_range_promises_nothing() -> None:
 
 
 def test_a_rename_is_one_step() -> None:
-    """One folder's fsync makes both names durable, and what came before on them."""
+    """The new name's folder makes both names durable, and what came before on them."""
     tree: Tree = {"x": None, "y": None}
     entries = (done("create", "x/a"), done("rename", "x/a", "y/b"))
     assert disk((*entries, done("fsync", "y")), tree).durable() == {**tree, "y/b": b""}
-    assert disk((*entries, done("fsync", "x")), tree).durable() == {**tree, "y/b": b""}
+    assert disk((*entries, done("fsync", "x")), tree).durable() == {**tree, "x/a": b""}
     exchanged = disk((done("exchange", "x/a", "b"),), {"x": None, "x/a": b"1", "b": b"2"})
     assert exchanged.durable() == {"x": None, "x/a": b"1", "b": b"2"}
     assert exchanged.everything() == {"x": None, "x/a": b"2", "b": b"1"}

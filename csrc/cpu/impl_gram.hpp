@@ -136,27 +136,28 @@ static void scatter_tiles(const double* tiles, int rows, double* gram) {
     }
 }
 
+static std::size_t tile_bytes(int rows) {
+    const std::size_t m2 = static_cast<std::size_t>(Simd::M) * Simd::M;
+    return (tile_count(rows) * m2 * sizeof(double) + 63) / 64 * 64;
+}
+
+static std::size_t gram_scratch(int rows) {
+    const auto padded = static_cast<std::size_t>(tile_rows(rows) * Simd::M);
+    return tile_bytes(rows) + (padded + 1) * kGramStride * sizeof(float);
+}
+
 struct GramScratch {
     double* tiles; // tile_count × M²
     float* base;   // kGramBlock
     float* panel;  // tile_rows · M × kGramStride
-    std::size_t bytes;
 
     GramScratch(void* memory, int rows) {
-        const std::size_t m2 = static_cast<std::size_t>(Simd::M) * Simd::M;
-        const std::size_t tile_bytes = (tile_count(rows) * m2 * sizeof(double) + 63) / 64 * 64;
-        const auto padded = static_cast<std::size_t>(tile_rows(rows) * Simd::M);
         auto* p = static_cast<unsigned char*>(memory);
         tiles = reinterpret_cast<double*>(p);
-        base = reinterpret_cast<float*>(p + tile_bytes);
+        base = reinterpret_cast<float*>(p + tile_bytes(rows));
         panel = base + kGramStride;
-        bytes = tile_bytes + (padded + 1) * kGramStride * sizeof(float);
     }
 };
-
-static std::size_t gram_scratch(int rows) {
-    return GramScratch(nullptr, rows).bytes;
-}
 
 // One block of at most kGramBlock columns from column c, through the float panel.
 static void gram_block(const Rows& rows, std::size_t c, std::size_t n, const GramScratch& s,

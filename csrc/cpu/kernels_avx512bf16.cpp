@@ -28,7 +28,7 @@ struct Bf16Scratch {
     std::uint32_t* panel;   // tile_rows · M × kPairStride pairs of bf16
 
     Bf16Scratch(void* memory, int rows) : wide(memory, rows) {
-        auto* p = static_cast<unsigned char*>(memory) + wide.bytes;
+        auto* p = static_cast<unsigned char*>(memory) + gram_scratch(rows);
         base = reinterpret_cast<float*>(p);
         inexact = reinterpret_cast<std::uint32_t*>(base + 2 * kPairBlock);
         panel = inexact + kPairBlock;

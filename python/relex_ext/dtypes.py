@@ -61,6 +61,7 @@ def to_float32(words: NDArray[Any], name: str) -> NDArray[np.float32]:
     return (words.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
 
 
+@np.errstate(over="ignore", invalid="ignore")  # Inf is the rounding of what is too large
 def from_float64(values: NDArray[np.float64], name: str) -> NDArray[Any]:
     """Round float64 to dtype ``name`` once, to nearest even; bf16 as uint16 words."""
     if name == "F32":
@@ -83,5 +84,4 @@ def converted(data: bytes, found: str, to: str) -> bytes:
     if found == to:
         return data
     words = np.frombuffer(data, f"<u{ITEM_SIZE[found]}")
-    with np.errstate(invalid="ignore", over="ignore"):
-        return from_float64(to_float32(words, found).astype(np.float64), to).tobytes()
+    return from_float64(to_float32(words, found).astype(np.float64), to).tobytes()

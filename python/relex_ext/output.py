@@ -33,6 +33,7 @@ from relex_ext.layout import (
     put_durably,
     sync_folder,
 )
+from relex_ext.seals import sealed
 from relex_ext.trajectory import Tensor, Trajectory
 
 RECORD = "relex.json"
@@ -217,8 +218,7 @@ class Output:
             for i, name in enumerate(self._names)
         }
         whole = {**record, "sha256": {"tensors": tensors, "files": others}}
-        said = json.dumps(whole, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-        put_durably(self.folder / RECORD, said.encode())
+        put_durably(self.folder / RECORD, sealed(whole))
         sync_folder(self.folder)
         return whole
 

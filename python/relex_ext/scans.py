@@ -189,7 +189,9 @@ class Scan:
             raise InputError(f"{place}: a damaged scan file: {error!r}") from error
 
     @classmethod
-    def _read(cls, data: memoryview, entries: Sequence[TensorEntry], described: dict[str, Any]) -> Scan:
+    def _read(
+        cls, data: memoryview, entries: Sequence[TensorEntry], described: dict[str, Any]
+    ) -> Scan:
         parts = {e.name: data[e.offset : e.offset + e.nbytes] for e in entries}
         _check_digests(parts)
         arrays = {

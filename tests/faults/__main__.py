@@ -63,7 +63,8 @@ def _begin(parent: Path | None) -> int:
         parent = memory
     with tempfile.TemporaryDirectory(prefix="relex-faults-", dir=parent) as folder:
         one_thread = {f"{name}_NUM_THREADS": "1" for name in ("OPENBLAS", "OMP", "MKL")}
-        environment = {**preload(build(Path(folder))), **one_thread, LOADED: folder}
+        loaded = {**preload(build(Path(folder))), LOADED: folder}
+        environment = {**os.environ, **one_thread, **loaded}
         command = [sys.executable, "-m", "faults", *sys.argv[1:]]
         return subprocess.run(command, env=environment).returncode
 

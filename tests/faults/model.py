@@ -1,8 +1,9 @@
 """What a disk may hold after a power cut, from a record of calls.
 
 Bytes are durable once their file is fsynced, names once their folder is; sync_file_range promises
-nothing. A rename is one step whatever folders it concerns. Until then anything may be there or not:
-bytes block by block, and names as far as the order of the steps on each name goes.
+nothing. A rename is one step whatever folders it concerns, and durable once the new name's is.
+Until then anything may be there or not: bytes block by block, and names as far as the order of the
+steps on each name goes.
 """
 
 from __future__ import annotations
@@ -58,8 +59,15 @@ Node = File | Folder
 
 Place = tuple[Folder, str]
 
-Step = Mapping[Place, Node | None]
-"""One change of names: what they stand for from then on."""
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One change of names. ``names``: what they stand for from then on; ``home``: the folder whose
+    fsync makes it durable."""
+
+    home: Folder
+    names: Mapping[Place, Node | None]
+
 
 IGNORED = frozenset({
     "open", "close", "read", "pread", "mmap", "announce", "populate", "release", "flock",
@@ -105,26 +113,29 @@ class Disk:
     def _create(self, entry: Entry) -> None:
         place = self._place(entry.path)
         if place[1] not in place[0].names:
-            self._step({place: File()})
+            self._step(place[0], {place: File()})
         elif entry.offset & os.O_TRUNC:
             self._file(entry).resize(0)
 
     def _mkdir(self, entry: Entry) -> None:
-        self._step({self._place(entry.path): Folder()})
+        place = self._place(entry.path)
+        self._step(place[0], {place: Folder()})
 
     def _remove(self, entry: Entry) -> None:
-        self._step({self._place(entry.path): None})
+        place = self._place(entry.path)
+        self._step(place[0], {place: None})
 
     def _rename(self, entry: Entry) -> None:
         old, new = self._place(entry.path), self._place(entry.other)
-        self._step({old: None, new: old[0].names[old[1]]})
+        self._step(new[0], {old: None, new: old[0].names[old[1]]})
 
     def _exchange(self, entry: Entry) -> None:
         one, two = self._place(entry.path), self._place(entry.other)
-        self._step({one: two[0].names[two[1]], two: one[0].names[one[1]]})
+        self._step(two[0], {one: two[0].names[two[1]], two: one[0].names[one[1]]})
 
     def _link(self, entry: Entry) -> None:
-        self._step({self._place(entry.other): self._node(entry.path)})
+        place = self._place(entry.other)
+        self._step(place[0], {place: self._node(entry.path)})
 
     def _write(self, entry: Entry) -> None:
         self._file(entry).write(entry.offset, entry.data)
@@ -141,35 +152,35 @@ class Disk:
         if isinstance(node, File):
             node.sync()
             return
-        chosen = [any(folder is node for folder, _ in step) for step in self.steps]
-        kept = self._needed(chosen)
-        for step in (s for s, keep in zip(self.steps, kept, strict=True) if keep):
-            for (folder, name), found in step.items():
+        kept = self._needed([step for step in self.steps if step.home is node])
+        for step in kept:
+            for (folder, name), found in step.names.items():
                 _put(folder.durable, name, found)
-        self.steps = [s for s, keep in zip(self.steps, kept, strict=True) if not keep]
+        self.steps = [step for step in self.steps if step not in kept]
 
-    def _step(self, step: Step) -> None:
-        for (folder, name), node in step.items():
+    def _step(self, home: Folder, names: Mapping[Place, Node | None]) -> None:
+        for (folder, name), node in names.items():
             _put(folder.names, name, node)
-        self.steps.append(step)
+        self.steps.append(Step(home, names))
 
-    def _needed(self, chosen: Sequence[bool]) -> list[bool]:
-        """The steps chosen and those that came before them on the same names."""
+    def _needed(self, chosen: Sequence[Step]) -> list[Step]:
+        """Steps, and those that came before them on the same names."""
         places: set[Place] = set()
         kept = []
-        for step, wanted in zip(reversed(self.steps), reversed(chosen), strict=True):
-            kept.append(wanted or not places.isdisjoint(step))
-            places.update(step if kept[-1] else ())
+        for step in reversed(self.steps):
+            if step in chosen or not places.isdisjoint(step.names):
+                kept.append(step)
+                places.update(step.names)
         return kept[::-1]
 
     # ---- after the cut -------------------------------------------------------------------------
 
     def durable(self) -> Tree:
         """Nothing but what was promised."""
-        return self._tree([False] * len(self.steps), lambda file: file.durable)
+        return self._tree([], lambda file: file.durable)
 
     def everything(self) -> Tree:
-        return self._tree([True] * len(self.steps), lambda file: bytes(file.data))
+        return self._tree(self.steps, lambda file: bytes(file.data))
 
     def names_only(self, zeros: bool) -> Tree:
         """All names, none of the bytes not promised: ``zeros`` in their place, or files cut."""
@@ -177,14 +188,13 @@ class Disk:
         def lost(file: File) -> bytes:
             return file.torn(len(file.data if zeros else file.durable), ())
 
-        return self._tree([True] * len(self.steps), lost)
+        return self._tree(self.steps, lost)
 
     def by_chance(self, chance: random.Random, ordered: bool) -> Tree:
         """Some blocks, and the first of the steps or, not ``ordered``, some of them."""
-        count = chance.randint(0, len(self.steps))
-        chosen = [i < count for i in range(len(self.steps))]
+        chosen = self.steps[: chance.randint(0, len(self.steps))]
         if not ordered:
-            chosen = [chance.random() < 0.5 for _ in self.steps]
+            chosen = [step for step in self.steps if chance.random() < 0.5]
 
         def torn(file: File) -> bytes:
             size = chance.choice((len(file.data), len(file.durable)))
@@ -194,12 +204,11 @@ class Disk:
 
         return self._tree(chosen, torn)
 
-    def _tree(self, chosen: Sequence[bool], bytes_of: Callable[[File], bytes]) -> Tree:
+    def _tree(self, chosen: Sequence[Step], bytes_of: Callable[[File], bytes]) -> Tree:
         """Whatever can be reached by the durable names and the chosen steps."""
         names = {folder: dict(folder.durable) for folder in self._all_folders()}
-        kept = self._needed(chosen)
-        for step in (s for s, keep in zip(self.steps, kept, strict=True) if keep):
-            for (folder, name), node in step.items():
+        for step in self._needed(chosen):
+            for (folder, name), node in step.names.items():
                 _put(names[folder], name, node)
         tree: Tree = {}
 
@@ -218,8 +227,9 @@ class Disk:
 
     def _all_folders(self) -> set[Folder]:
         """Those that any name has ever stood for and may again."""
-        found = {self.root, *(folder for step in self.steps for folder, _ in step)}
-        found.update(n for s in self.steps for n in s.values() if isinstance(n, Folder))
+        changed = [item for step in self.steps for item in step.names.items()]
+        found = {self.root, *(folder for (folder, _), _ in changed)}
+        found.update(node for _, node in changed if isinstance(node, Folder))
         left = list(found)
         while left:
             folder = left.pop()

@@ -12,6 +12,8 @@ from test_cli import environment
 
 Row = dict[str, Any]
 
+TESTS = Path(__file__).parent.parent
+
 
 def disturbed(tmp_path: Path, *arguments: str) -> list[Row]:
     """``python -m faults`` with these; the rows of its table. Nothing may end as it must not."""
@@ -21,6 +23,7 @@ def disturbed(tmp_path: Path, *arguments: str) -> list[Row]:
         capture_output=True,
         text=True,
         env=environment(),
+        cwd=TESTS,
         check=False,
     )
     assert found.returncode == 0, found.stdout + found.stderr

@@ -55,9 +55,10 @@ def build(folder: Path) -> Path:
 
 
 def preload(library: Path) -> dict[str, str]:
-    """An environment whose processes have the library; what is preloaded already comes first."""
+    """For the environment of a process that has the library; what is preloaded already, such as a
+    sanitizer's runtime, has to come first."""
     found = [*os.environ.get("LD_PRELOAD", "").split(":"), str(library)]
-    return {**os.environ, "LD_PRELOAD": ":".join(filter(None, found))}
+    return {"LD_PRELOAD": ":".join(filter(None, found))}
 
 
 class Shim:

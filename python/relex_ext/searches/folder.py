@@ -15,6 +15,7 @@ from relex_ext.errors import OutputError
 from relex_ext.layout import make_folder, replace_durably, sync_folder, write_durably
 from relex_ext.output import RECORD
 from relex_ext.scores import Score, read_scores, write_scores
+from relex_ext.seals import sealed
 from relex_ext.searches.place import (
     BEST,
     CANDIDATES,
@@ -155,9 +156,8 @@ class SearchFolder:
         digests["files"] = {n: d for n, d in digests["files"].items() if n.startswith(own)}
         del record["options"]["weights"]  # they were not given from outside
         record["options"] |= self._described["forecast"]
-        text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
         partial = self.out / f".{STATE}.record"  # where it is found if it is left behind
-        write_durably(partial, text.encode())
+        write_durably(partial, sealed(record))
         partial.replace(folder / RECORD)
         sync_folder(folder)
 

@@ -17,6 +17,8 @@ from relex_ext.plainfiles import read_small
 from relex_ext.record import FORMAT
 from relex_ext.seals import SEAL, is_sealed
 
+OTHER = "its bytes are not those that were written"
+
 _SHA256 = re.compile("[0-9a-f]{64}")
 
 
@@ -67,7 +69,7 @@ def read_record(out: Path) -> Noted:
         if SEAL not in digests:
             raise ValueError("expected digests, found none: an earlier version wrote it")
         if not is_sealed(data, _digest(SEAL, digests[SEAL])):
-            raise ValueError("expected what relex wrote, found other bytes by its own digest")
+            raise ValueError(OTHER)
         return _noted(out, record)
     except ValueError as error:
         raise InputError(f"{path}: {error}") from error

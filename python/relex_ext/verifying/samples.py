@@ -18,6 +18,7 @@ from itertools import accumulate
 import numpy as np
 from numpy.typing import NDArray
 
+from relex_ext.applied import read_weights
 from relex_ext.checkpoints import TensorEntry, open_checkpoint
 from relex_ext.dtypes import converted, from_float64, to_float32
 from relex_ext.errors import InputError
@@ -26,7 +27,6 @@ from relex_ext.identities import identities_of
 from relex_ext.output import WEIGHTS
 from relex_ext.trajectory import Tensor, Trajectory, align
 from relex_ext.verifying.noted import Noted
-from relex_ext.verifying.weights import read_weights
 
 COLUMNS = 4096
 """Of a block; a tensor's last one has what is left."""

@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
+from relex_ext.applied import read_weights
 from relex_ext.checkpoints import INDEX, TensorEntry, open_checkpoint
 from relex_ext.errors import InputError
 from relex_ext.headers import header_of
 from relex_ext.output import SCAN, WEIGHTS
 from relex_ext.scans import Scan
-from relex_ext.verifying.noted import Model, Noted
+from relex_ext.verifying.noted import OTHER, Model, Noted
 from relex_ext.verifying.reading import Reader
-from relex_ext.verifying.weights import read_weights
 
 SHARD = ".safetensors"
 
@@ -82,7 +82,7 @@ class Contents:
             self.entries[file.target].update({entry.name: entry for entry in header.entries})
             return
         if self._reader.sha256(path, folder) != file.digest:
-            raise InputError(f"{path}: its bytes are not those that were written")
+            raise InputError(f"{path}: {OTHER}")
         if file.target is None:
             {SCAN: Scan.load, WEIGHTS: read_weights}[path.name](path)
 
@@ -113,4 +113,4 @@ class Contents:
             return f"{error} (tensor {entry.name})"
         if found == digest:
             return None
-        return f"{path}: tensor {entry.name}: its bytes are not those that were written"
+        return f"{path}: tensor {entry.name}: {OTHER}"
