@@ -3,12 +3,12 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := $(shell find csrc python tests/cuda -type f -not -path '*/__pycache__/*' -not -name '*.so')
+SOURCES := $(shell find csrc python tests/cuda tests/fuzz/core -type f -not -path '*/__pycache__/*' -not -name '*.so')
 CPP := $(wildcard csrc/*.?pp csrc/cpu/*.?pp csrc/cuda/*.?pp csrc/cuda/*.cu csrc/cuda/*.cuh \
-  tests/cuda/*.?pp tests/cuda/*.h benchmarks/*.cpp)
+  tests/cuda/*.?pp tests/cuda/*.h tests/fuzz/core/*.?pp benchmarks/*.cpp)
 PY := python tests benchmarks examples
 
-.PHONY: demo test test-gpu test-gpu-sanitized lint format clean
+.PHONY: demo test test-gpu test-gpu-sanitized test-asan test-tsan fuzz-core lint format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/tiny_grpo/demo.py
@@ -27,6 +27,40 @@ test-gpu-sanitized: $(VENV)/.installed
 	    -k "shape or dtype or vectors or targets or views" || exit 1; \
 	done
 
+# The suite, with _core under GCC's sanitizers in a package of its own. Their runtime has to be in
+# the process before Python is, and libstdc++ for them to see exceptions. Leaks are not asked for:
+# at its end the interpreter keeps most of what it has. SIGBUS is for csrc/guard.hpp. TSan's memory
+# map needs an address space that is laid out as ever: setarch -R.
+test-asan: SANITIZER := address
+test-asan: RUNTIME := libasan.so
+test-tsan: SANITIZER := thread
+test-tsan: RUNTIME := libtsan.so
+test-asan test-tsan: PLACE = build/$@
+test-asan test-tsan: $(VENV)/.installed
+	CXX=$(CXX) $(BIN)/python -m pip install --quiet --upgrade --no-deps --target $(PLACE)/site \
+	  --config-settings build-dir=$(PLACE)/cmake \
+	  --config-settings cmake.define.RELEX_SANITIZE=$(SANITIZER) \
+	  --config-settings cmake.define.RELEX_CUDA=OFF \
+	  --config-settings cmake.define.RELEX_EMULATION=ON \
+	  --config-settings cmake.define.RELEX_FUZZ=ON .
+	ASAN_OPTIONS=detect_leaks=0:handle_sigbus=0 UBSAN_OPTIONS=print_stacktrace=1 \
+	  TSAN_OPTIONS=handle_sigbus=0 PYTHONPATH=$(PLACE)/site \
+	  LD_PRELOAD="$$($(CXX) -print-file-name=$(RUNTIME)) $$($(CXX) -print-file-name=libstdc++.so.6)" \
+	  setarch -R $(BIN)/python -m pytest $(TESTS)
+
+# The kernels and the files under libFuzzer, ASan and UBSan; needs clang. FUZZ: libFuzzer's options.
+# -merge=1 tests/fuzz/corpus/core build/fuzz/corpus adds to the first what the second has beyond it.
+FUZZ ?= build/fuzz/corpus tests/fuzz/corpus/core -max_total_time=600 -max_len=256
+fuzz-core: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet cmake ninja pybind11
+	$(BIN)/cmake -S . -B build/fuzz -G Ninja -DCMAKE_CXX_COMPILER=clang++ -DRELEX_FUZZ=ON \
+	  -DRELEX_SANITIZE=address -DRELEX_CUDA=OFF -DPython_EXECUTABLE=$(abspath $(BIN))/python \
+	  -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir) \
+	  -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja
+	$(BIN)/cmake --build build/fuzz --target core_fuzz
+	mkdir -p build/fuzz/corpus
+	ASAN_OPTIONS=handle_sigbus=0 build/fuzz/core_fuzz $(FUZZ)
+
 lint: $(VENV)/.installed
 	$(BIN)/ruff check $(PY)
 	$(BIN)/ruff format --check $(PY)
@@ -39,7 +73,7 @@ format: $(VENV)/.installed
 	$(BIN)/clang-format -i $(CPP)
 
 # torch first and pinned: whatever asks for it later is satisfied. Warnings are errors here only, and
-# only here are the CUDA kernels built for the processor as well, to be tested there.
+# only here are the CUDA kernels built for the processor as well, and the fuzz target, for the tests.
 $(VENV)/.torch: constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
@@ -49,7 +83,8 @@ $(VENV)/.torch: constraints.txt
 $(VENV)/.installed: $(VENV)/.torch $(SOURCES) CMakeLists.txt pyproject.toml
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt \
 	  --config-settings cmake.define.RELEX_WERROR=ON \
-	  --config-settings cmake.define.RELEX_EMULATION=ON '.[dev]'
+	  --config-settings cmake.define.RELEX_EMULATION=ON \
+	  --config-settings cmake.define.RELEX_FUZZ=ON '.[dev]'
 	touch $@
 
 clean:

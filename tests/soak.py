@@ -22,8 +22,8 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -33,90 +33,16 @@ import oracle
 import relex_ext
 import tolerances
 from compare import Tally
-from folders import RunFolder, Spec, make_run, read_model
+from folders import RunFolder, make_run, read_model
+from random_runs import Case, draw
 from relex_ext.sizes import parse_bytes
 
-SEGMENT = 16_384
+SPECTRAL = ("relex", "pinned")
+"""Methods whose share of equal bits is counted. The others' weights are fractions of steps: times
+16-bit numbers they often make ties, which float32 and float64 break one way or the other."""
 
 GROWTH = 8 << 20
 """Bytes by which the second half's memory may exceed the first's: what malloc keeps varies."""
-
-
-@dataclass(frozen=True)
-class Case:
-    """One run, and the other way in which it is made."""
-
-    model: dict[str, Spec]
-    steps: tuple[int, ...]
-    targets: tuple[float, ...]
-    shards: list[list[str]] | None
-    base_shards: list[list[str]] | None
-    used: tuple[int, ...]
-    """The first of the steps."""
-    forecast: dict[str, Any]
-    solver: str
-    dtype: str | None
-    memory: float
-    """How often the least memory that a plan accepts."""
-    threads: int
-    io: str
-
-
-def draw(chance: random.Random) -> Case:
-    steps = tuple(sorted(chance.sample(range(1, 120), chance.randint(2, 8))))
-    count = chance.randint(2, len(steps))
-    model = {f"t{i}": _tensor(chance) for i in range(chance.randint(1, 6))}
-    model["trained"] = Spec((chance.randint(1, 50), 3))  # a run needs one that is not empty
-    last = steps[count - 1]
-    targets = {float(last + chance.randint(1, 4 * last)) for _ in range(chance.randint(1, 3))}
-    return Case(
-        model, steps, tuple(sorted(targets)), _shards(chance, model), _shards(chance, model),
-        steps[:count], _forecast(chance, count),
-        chance.choice(["gram", "gram", "power"]), chance.choice([None, "bfloat16", "float32"]),
-        chance.choice([1.0, 1.2, 3.0, 1000.0]), chance.randint(1, 4),
-        chance.choice(["mmap", "pread", "auto"]),
-    )  # fmt: skip
-
-
-def _tensor(chance: random.Random) -> Spec:
-    kind = chance.choice(["trained"] * 8 + ["frozen", "integer"])
-    if kind == "integer":
-        dtype = chance.choice(["I64", "BOOL"])
-        return Spec((chance.randint(0, 40),), dtype, (dtype,), kind)
-    dtypes = [chance.choice(["F32", "F16", "BF16"]) for _ in range(chance.randint(1, 3))]
-    return Spec(_shape(chance), chance.choice([*dtypes, "BF16"]), tuple(dtypes), kind)
-
-
-def _shape(chance: random.Random) -> tuple[int, ...]:
-    rank = chance.randint(0, 4)
-    if chance.random() < 0.3 and rank > 0:
-        columns = SEGMENT * chance.randint(1, 3) + chance.choice([-17, -1, 0, 1, 16, 513])
-        return (1,) * (rank - 1) + (columns,)
-    if chance.random() < 0.1 and rank > 0:
-        return (0,) + (3,) * (rank - 1)
-    longest = {0: 0, 1: 5000, 2: 90, 3: 25, 4: 10}[rank]
-    return tuple(chance.randint(1, longest) for _ in range(rank))
-
-
-def _shards(chance: random.Random, model: dict[str, Spec]) -> list[list[str]] | None:
-    """Names spread over files at random, or one file."""
-    count = chance.randint(0, 3)
-    if count == 0:
-        return None
-    parts: list[list[str]] = [[] for _ in range(count)]
-    for name in chance.sample(list(model), len(model)):
-        chance.choice(parts).append(name)
-    return [part for part in parts if part]
-
-
-def _forecast(chance: random.Random, steps: int) -> dict[str, Any]:
-    options: list[dict[str, Any]] = [
-        {"method": "relex"}, {"method": "relex"}, {"method": "relex", "rank": min(2, steps)},
-        {"method": "pinned"}, {"method": "relex", "strength": 0.5}, {"method": "latest"},
-        {"method": "secant"}, {"method": "two-point"}, {"method": "first-update", "alpha": 1.5},
-        {"method": "ema", "decay": 0.8},
-    ]  # fmt: skip
-    return chance.choice(options)
 
 
 # ---- one run -----------------------------------------------------------------------------------
@@ -224,7 +150,8 @@ def against_the_oracle(
         assert (distance <= tolerances.ULP).all(), (name, spec, distance.max())
         if dtype == "F32":
             clear &= moves <= tolerances.SMALL_MOVE_F32 * np.abs(theta)
-        tally.add(dtype, oracle.ulps(words, oracle.round_to(theta, dtype), dtype)[clear])
+        if case.forecast["method"] in SPECTRAL:
+            tally.add(dtype, oracle.ulps(words, oracle.round_to(theta, dtype), dtype)[clear])
 
 
 def _movement(case: Case, m: oracle.Float64, target: float) -> oracle.Float64:
@@ -251,14 +178,14 @@ class Footprint:
         self.resident.append(pages * resource.getpagesize())
         self.descriptors.append(len(list(Path("/proc/self/fd").iterdir())))
 
-    def halves(self, found: Sequence[int]) -> tuple[float, float]:
-        """The median of each half."""
-        middle = len(found) // 2
-        return statistics.median(found[:middle]), statistics.median(found[middle:])
+    def medians(self, parts: int) -> list[float]:
+        """Bytes resident in each part of the time."""
+        cuts = [len(self.resident) * i // parts for i in range(parts + 1)]
+        return [statistics.median(self.resident[b:e]) for b, e in pairwise(cuts)]
 
     def check(self) -> None:
         assert len(set(self.descriptors)) == 1, self.descriptors
-        first, second = self.halves(self.resident)
+        first, second = self.medians(2)
         assert second - first <= GROWTH, f"grew from {first} to {second} bytes"
 
 
@@ -288,8 +215,8 @@ def main() -> None:
     print(f"{options.runs} runs, {time.perf_counter() - began:.0f} s")
     for dtype, count in sorted(tally.count.items()):
         print(f"{dtype}: {tally.equal[dtype]} of {count} elements are the oracle's bits")
-    first, second = (half / 2**20 for half in footprint.halves(footprint.resident))
-    print(f"resident: {first:.1f} MiB in the first half, {second:.1f} in the second")
+    quarters = ", ".join(f"{median / 2**20:.1f}" for median in footprint.medians(4))
+    print(f"resident: {quarters} MiB in one quarter after the other")
     print(f"descriptors: {min(footprint.descriptors)} to {max(footprint.descriptors)}")
     footprint.check()
     tally.check()

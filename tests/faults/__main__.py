@@ -101,7 +101,7 @@ def _go_on(options: argparse.Namespace, folder: Path) -> int:
                 before = bench.states
                 tally = harnesses[name](bench)
                 tally.states = bench.states - before
-                print("".join(f"{failure}\n" for failure in tally.failures), end="", flush=True)
+                print(*tally.failures, str(tally), sep="\n", flush=True)
                 tallies.append(tally)
     place.check_inputs()
     rows = [tally.row() for tally in tallies]

@@ -42,6 +42,12 @@ class Tally:
             self.counts["wrong"] += 1
             self.failures.append(f"{self.harness} {self.bench}: {case}: {problem}")
 
+    def __str__(self) -> str:
+        wrong = len(self.failures)
+        return (
+            f"{self.harness} {self.bench}: {self.cases} cases, {wrong} wrong, {self.seconds:.0f} s"
+        )
+
     def row(self) -> dict[str, object]:
         counts = {name: self.counts[name] for name in COLUMNS}
         return {
