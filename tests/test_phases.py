@@ -12,8 +12,8 @@ import pytest
 
 from folders import RunFolder, Spec, digest, listing, make_run
 from relex_ext import InputError, extrapolate, scan
-from relex_ext.checkpoints import resolve
 from relex_ext.cli import main
+from relex_ext.steps import resolve
 
 MODEL = {"w": Spec((50, 40)), "b": Spec((33,), "F32", ("F32",))}
 STEPS = (10, 20, 35, 40, 70, 90)

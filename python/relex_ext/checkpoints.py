@@ -14,39 +14,10 @@ from pathlib import Path
 
 from relex_ext import strictjson
 from relex_ext.errors import InputError
-from relex_ext.headers import Shard, TensorEntry, header_of, read_header
+from relex_ext.headers import Shard, TensorEntry, header_of
 from relex_ext.lookalikes import check_beside, check_header, check_instead, check_noted
 from relex_ext.plainfiles import read_small, target_of
-from relex_ext.steps import (
-    Checkpoints,
-    PathLike,
-    check_name,
-    discover,
-    few_of,
-    resolve,
-    select,
-    step_of,
-)
-
-__all__ = [
-    "CONFIG",
-    "INDEX",
-    "SINGLE",
-    "Checkpoint",
-    "Checkpoints",
-    "PathLike",
-    "Shard",
-    "TensorEntry",
-    "companions_in",
-    "discover",
-    "few_of",
-    "open_checkpoint",
-    "read_header",
-    "resolve",
-    "select",
-    "step_of",
-    "weights_folder",
-]
+from relex_ext.steps import PathLike, check_name
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from relex_ext import _core
-from relex_ext.checkpoints import Shard, TensorEntry
 from relex_ext.dtypes import ITEM_SIZE
 from relex_ext.errors import InputError, ReadError
+from relex_ext.headers import Shard, TensorEntry
 from relex_ext.layout import CHUNK
 
 IOS = ("auto", "mmap", "pread", "gds")

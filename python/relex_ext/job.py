@@ -14,7 +14,6 @@ from relex_ext import dtypes
 from relex_ext.advice import verdicts_on, walk_beside
 from relex_ext.applied import weights_file
 from relex_ext.cards import card
-from relex_ext.checkpoints import PathLike
 from relex_ext.errors import OutputError
 from relex_ext.evidence.verdict import Verdict
 from relex_ext.forecasts import Weights
@@ -30,6 +29,7 @@ from relex_ext.remaining import Remaining, rows_needed
 from relex_ext.scanfile import ScanFile, planned_layout
 from relex_ext.scanning import Scanning
 from relex_ext.scans import Scan
+from relex_ext.steps import PathLike
 from relex_ext.trajectory import Trajectory
 from relex_ext.workspace import Workspace, space_held
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from relex_ext.checkpoints import TensorEntry
 from relex_ext.dtypes import ITEM_SIZE
 from relex_ext.errors import InputError
 from relex_ext.files import contents
+from relex_ext.headers import TensorEntry
 from relex_ext.trajectory import Tensor
 
 EXPONENT = {"F32": 0x7F800000, "F16": 0x7C00, "BF16": 0x7F80}

@@ -19,11 +19,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from relex_ext.checkpoints import INDEX, SINGLE, TensorEntry
+from relex_ext.checkpoints import INDEX, SINGLE
 from relex_ext.companions import companions_of
 from relex_ext.dtypes import ITEM_SIZE, converted
 from relex_ext.errors import InputError, OutputError
 from relex_ext.files import contents
+from relex_ext.headers import TensorEntry
 from relex_ext.journal import Journal
 from relex_ext.layout import (
     Layout,

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from relex_ext import _core
-from relex_ext.checkpoints import TensorEntry
 from relex_ext.dtypes import ITEM_SIZE
 from relex_ext.errors import InputError
 from relex_ext.files import choose_device_io, choose_io
+from relex_ext.headers import TensorEntry
 from relex_ext.power import block_size
 from relex_ext.room import Demand, DeviceRoom, Devices, HostRoom, Staging, cut
 from relex_ext.sizes import parse_bytes

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from relex_ext import _core
-from relex_ext.checkpoints import TensorEntry
 from relex_ext.dtypes import ITEM_SIZE
 from relex_ext.errors import InputError
+from relex_ext.headers import TensorEntry
 from relex_ext.sizes import enough, human
 from relex_ext.trajectory import Tensor
 

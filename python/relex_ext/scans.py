@@ -19,14 +19,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from relex_ext.checkpoints import PathLike, TensorEntry, few_of
 from relex_ext.errors import InputError, OutputError
 from relex_ext.forecasts import Source, Spectrum
-from relex_ext.headers import check_unchanged, header_of
+from relex_ext.headers import TensorEntry, check_unchanged, header_of
 from relex_ext.identities import elements_of, identities_of
 from relex_ext.layout import make_folder, remove_folders, replace_durably
 from relex_ext.plainfiles import opened, read_at
 from relex_ext.scanfile import DIGESTS, FORMAT, Found, data_of, is_finite, parts_of, scan_layout
+from relex_ext.steps import PathLike, few_of
 from relex_ext.trajectory import Trajectory
 
 

@@ -12,18 +12,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from relex_ext.checkpoints import (
-    Checkpoint,
-    Checkpoints,
-    PathLike,
-    TensorEntry,
-    open_checkpoint,
-    resolve,
-    select,
-)
+from relex_ext.checkpoints import Checkpoint, open_checkpoint
 from relex_ext.dtypes import CARRIED, CODES
 from relex_ext.errors import InputError
-from relex_ext.headers import check_unchanged
+from relex_ext.headers import TensorEntry, check_unchanged
+from relex_ext.steps import Checkpoints, PathLike, resolve, select
 
 HEAD, EMBEDDING = "lm_head.weight", "embed_tokens.weight"
 

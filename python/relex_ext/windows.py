@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from relex_ext import _core
 from relex_ext.backends.contract import Strips
-from relex_ext.checkpoints import TensorEntry
 from relex_ext.dtypes import CODES
 from relex_ext.files import Files, check_strips, extents
+from relex_ext.headers import TensorEntry
 from relex_ext.plan import TensorPlan
 from relex_ext.room import window_bytes
 

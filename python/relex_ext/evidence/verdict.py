@@ -18,7 +18,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from relex_ext.checkpoints import PathLike
 from relex_ext.errors import InputError
 from relex_ext.evidence import backtest
 from relex_ext.evidence.backtest import Backtest
@@ -26,6 +25,7 @@ from relex_ext.evidence.cases import CHANCE, Case, strain_limit
 from relex_ext.evidence.drift import SHORTEST
 from relex_ext.methods import Options
 from relex_ext.scans import Scan
+from relex_ext.steps import PathLike
 
 DECISIONS = ("go", "go shrunk", "short horizons", "no-go")
 

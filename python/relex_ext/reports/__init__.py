@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from relex_ext import __version__
-from relex_ext.checkpoints import PathLike
 from relex_ext.errors import InputError
 from relex_ext.forecasts import check_targets
 from relex_ext.reports.contents import Contents, gather_contents
@@ -26,6 +25,7 @@ from relex_ext.reports.publish import Places
 from relex_ext.reports.words import step
 from relex_ext.scans import Scan
 from relex_ext.scores import read_scores
+from relex_ext.steps import PathLike
 
 if TYPE_CHECKING:
     from relex_ext.evidence.verdict import Verdict

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from relex_ext import dtypes
-from relex_ext.checkpoints import Checkpoints, PathLike
 from relex_ext.errors import InputError
 from relex_ext.identities import identities_of
 from relex_ext.machine import Machine
@@ -23,6 +22,7 @@ from relex_ext.searches.found import Search, SearchPlan
 from relex_ext.searches.place import LOGS, check_folder, read_state, remove_search
 from relex_ext.searches.strategy import STRENGTHS, Space, coarse_count, grid
 from relex_ext.searches.work import Forecasts, Work
+from relex_ext.steps import Checkpoints, PathLike
 from relex_ext.trajectory import Trajectory, open_trajectory
 
 KEEPS = ("best", "all")

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from relex_ext.checkpoints import Checkpoints, PathLike
 from relex_ext.forecasts import Source
 from relex_ext.methods import Options, weigh_all
 from relex_ext.pipeline import combine
@@ -19,6 +18,7 @@ from relex_ext.searches.folder import SearchFolder, candidate_of
 from relex_ext.searches.found import Search, SearchPlan, name_of, score_text
 from relex_ext.searches.place import BEST, PASS
 from relex_ext.searches.strategy import Candidate, Space, next_pass
+from relex_ext.steps import Checkpoints, PathLike
 from relex_ext.trajectory import Trajectory, folder_of
 
 

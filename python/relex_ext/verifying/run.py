@@ -7,10 +7,10 @@ from functools import partial
 from pathlib import Path
 
 from relex_ext.backends.cpu import CpuBackend
-from relex_ext.checkpoints import PathLike
 from relex_ext.engine import Tick
 from relex_ext.errors import InputError, printable
 from relex_ext.progress import ProgressBar
+from relex_ext.steps import PathLike
 from relex_ext.verifying.noted import read_record
 from relex_ext.verifying.reading import Reader
 from relex_ext.verifying.samples import Block, Samples

@@ -19,10 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from relex_ext.applied import read_weights
-from relex_ext.checkpoints import TensorEntry, open_checkpoint
+from relex_ext.checkpoints import open_checkpoint
 from relex_ext.dtypes import converted, from_float64, to_float32
 from relex_ext.errors import InputError
 from relex_ext.files import Files, allow_many_files, extents
+from relex_ext.headers import TensorEntry
 from relex_ext.identities import identities_of
 from relex_ext.output import WEIGHTS
 from relex_ext.trajectory import Tensor, Trajectory, align

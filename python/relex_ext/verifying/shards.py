@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from relex_ext.applied import read_weights
-from relex_ext.checkpoints import INDEX, TensorEntry, open_checkpoint
+from relex_ext.checkpoints import INDEX, open_checkpoint
 from relex_ext.errors import InputError
-from relex_ext.headers import header_of
+from relex_ext.headers import TensorEntry, header_of
 from relex_ext.output import SCAN, WEIGHTS
 from relex_ext.scans import Scan
 from relex_ext.verifying.noted import OTHER, Model, Noted
