@@ -10,6 +10,7 @@ the float64 oracle's to one unit; this process's memory and descriptors must not
 from __future__ import annotations
 
 import argparse
+import ctypes
 import gc
 import hashlib
 import json
@@ -41,8 +42,8 @@ SPECTRAL = ("relex", "pinned")
 """Methods whose share of equal bits is counted. The others' weights are fractions of steps: times
 16-bit numbers they often make ties, which float32 and float64 break one way or the other."""
 
-GROWTH = 8 << 20
-"""Bytes by which the second half's memory may exceed the first's: what malloc keeps varies."""
+GROWTH = 4 << 20
+"""Bytes by which the second half's memory may exceed the first's: some are scattered."""
 
 
 # ---- one run -----------------------------------------------------------------------------------
@@ -174,6 +175,7 @@ class Footprint:
 
     def look(self) -> None:
         gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)  # what malloc keeps varies with the shapes
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         self.resident.append(pages * resource.getpagesize())
         self.descriptors.append(len(list(Path("/proc/self/fd").iterdir())))
