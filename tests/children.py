@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import relex_ext
@@ -12,15 +14,20 @@ import relex_ext
 PATH = os.pathsep.join([str(Path(relex_ext.__file__).parents[1]), str(Path(__file__).parent)])
 
 
-def start(code: str, *arguments: object, **options: str) -> subprocess.Popen[str]:
-    """``options``: more of its environment."""
-    return subprocess.Popen(
+@contextmanager
+def start(code: str, *arguments: object, **options: str) -> Iterator[subprocess.Popen[str]]:
+    """It ends with the context at the latest. ``options``: more of its environment."""
+    with subprocess.Popen(
         [sys.executable, "-c", code, *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": PATH, **options},
-    )
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def run(code: str, *arguments: object, **options: str) -> tuple[int, str, str]:

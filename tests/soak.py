@@ -42,8 +42,8 @@ SPECTRAL = ("relex", "pinned")
 """Methods whose share of equal bits is counted. The others' weights are fractions of steps: times
 16-bit numbers they often make ties, which float32 and float64 break one way or the other."""
 
-GROWTH = 4 << 20
-"""Bytes by which the second half's memory may exceed the first's: some are scattered."""
+GROWTH = 8 << 20
+"""Bytes by which the second half's memory may exceed the first's: shapes leave gaps in the heap."""
 
 
 # ---- one run -----------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from safetensors import safe_open
 
 from folders import Spec, listing, make_run
 from relex_ext import extrapolate
-from relex_ext.layout import SizedFile, lay_out
+from relex_ext.layout import SizedFile, lay_out, remove_tree
 
 
 def test_a_file_written_out_of_order(tmp_path: Path) -> None:
@@ -65,3 +65,20 @@ def test_a_write_that_fails_late_leaves_nothing(
         )  # fmt: skip
     assert calls >= fails_at
     assert listing(tmp_path) == before
+
+
+def test_ctrl_c_while_a_folder_is_removed_stays_ctrl_c(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where shutil has just closed a folder and would close it again."""
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    real = os.close
+
+    def close(descriptor: int) -> None:
+        real(descriptor)
+        monkeypatch.setattr(os, "close", real)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "close", close)
+    with pytest.raises(KeyboardInterrupt):
+        remove_tree(tmp_path / "a")

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -209,6 +210,17 @@ def make_folder(folder: Path) -> list[Path]:
         remove_folders(missing)
         raise OutputError(f"{folder}: cannot be made: {error.strerror}") from error
     return missing
+
+
+def remove_tree(folder: Path) -> None:
+    """Remove a folder and all below it. Ctrl-C stays Ctrl-C: shutil, when it is interrupted just
+    after it has closed a folder, closes that again and raises what this says."""
+    try:
+        shutil.rmtree(folder)
+    except OSError as error:
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise error.__context__ from None
+        raise
 
 
 def remove_folders(folders: Iterable[Path]) -> None:

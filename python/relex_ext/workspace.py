@@ -12,7 +12,6 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -20,7 +19,13 @@ from typing import Any
 
 from relex_ext.errors import Interrupted, OutputError, Resumable
 from relex_ext.journal import Journal
-from relex_ext.layout import make_folder, remove_folders, replace_folder, sync_folder
+from relex_ext.layout import (
+    make_folder,
+    remove_folders,
+    remove_tree,
+    replace_folder,
+    sync_folder,
+)
 
 LOG = logging.getLogger("relex_ext")
 
@@ -119,7 +124,7 @@ class Workspace:
         if not replaced.exists():
             return
         if os.path.lexists(self.out):
-            shutil.rmtree(replaced)
+            remove_tree(replaced)
         else:
             replaced.rename(self.out)
             sync_folder(self.out.parent)
@@ -165,7 +170,7 @@ class Workspace:
         """Remove everything but the journal, by which the folder is known as ours."""
         for entry in self.path.iterdir():
             if entry.is_dir() and not entry.is_symlink():
-                shutil.rmtree(entry)
+                remove_tree(entry)
             elif entry.name != JOURNAL:
                 entry.unlink()
 
