@@ -104,7 +104,7 @@ StripError populate(const Strip* strips, std::size_t count, const StopFlag& stop
     for (std::size_t i = 0; i < count && !stop.load(std::memory_order_relaxed); ++i) {
         const int code = populate_pages(pages_of(strips[i]));
         if (code != 0) {
-            // EFAULT is the kernel's word for "no such page in the file".
+            // EFAULT is the kernel's word for what would have been SIGBUS.
             return {static_cast<std::ptrdiff_t>(i), code == EFAULT ? 0 : code};
         }
     }

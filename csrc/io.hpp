@@ -40,7 +40,7 @@ struct Strip {
 };
 
 // What stopped a list of strips: the strip's index, or -1 when nothing did, and an errno
-// (0 with an index: the file ended before the strip did).
+// (0 with an index: the file ended before the strip did; mapped: or its disk failed).
 struct StripError {
     std::ptrdiff_t index;
     int code;

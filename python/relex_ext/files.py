@@ -125,8 +125,10 @@ class Files:
             return
         with self._opening:
             damaged = [shard for shard, file in self._files.items() if file.damaged]
-        if damaged:
-            raise _lost(damaged[0])
+        for shard in damaged:
+            if _shortened(shard):
+                raise InputError(f"{shard.path}: truncated while it was read")
+            raise ReadError(f"{shard.path}: {reason(errno.EIO)}")
 
     def read(
         self, name: str, entries: Sequence[TensorEntry], extents: Extents, to: NDArray[np.uint64]
@@ -153,8 +155,10 @@ def check_strips(outcome: tuple[int, int], name: str, entries: Sequence[TensorEn
     """Raise what the core reports of the strips of a tensor: (which failed or −1, errno)."""
     failed, code = outcome
     if failed >= 0:
+        shard = entries[failed].shard
+        code = code or (0 if _shortened(shard) else errno.EIO)
         kind = ReadError if code else InputError
-        raise kind(f"{entries[failed].shard.path}: tensor {name}: {reason(code)}")
+        raise kind(f"{shard.path}: tensor {name}: {reason(code)}")
 
 
 def contents(entry: TensorEntry) -> Iterator[bytes]:
@@ -168,14 +172,12 @@ def contents(entry: TensorEntry) -> Iterator[bytes]:
             yield data
 
 
-def _lost(shard: Shard) -> InputError:
+def _shortened(shard: Shard) -> bool:
+    """Whether that is why pages of it are missing. Else their disk fails."""
     try:
-        shortened = shard.path.stat().st_size < shard.size
-    except OSError as error:
-        return ReadError(f"{shard.path}: {reason(error.errno)}")
-    if shortened:
-        return InputError(f"{shard.path}: truncated while it was read")
-    return ReadError(f"{shard.path}: {reason(errno.EIO)}")
+        return shard.path.stat().st_size < shard.size
+    except OSError:
+        return False
 
 
 def reason(code: int | None) -> str:

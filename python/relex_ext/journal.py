@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from relex_ext.layout import write_all, writing
+from relex_ext.layout import sync_folder, write_all, writing
 
 FORMAT = "relex-journal/1"
 
@@ -42,9 +42,14 @@ class Journal:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
         with writing(self.path):
             self._descriptor = os.open(self.path, flags, 0o666)
-            os.ftruncate(self._descriptor, self._whole)
-            if self._whole == 0:
-                write_all(self._descriptor, self._first)
+            try:
+                os.ftruncate(self._descriptor, self._whole)
+                if self._whole == 0:
+                    write_all(self._descriptor, self._first)
+                sync_folder(self.path.parent)  # by its name the folder is known as ours
+            except BaseException:
+                self.close()
+                raise
 
     def add(self, what: str, name: str, digests: Sequence[str]) -> None:
         """Done, as far as this process goes. From any thread."""
@@ -55,8 +60,8 @@ class Journal:
 
     def close(self) -> None:
         if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+            descriptor, self._descriptor = self._descriptor, -1
+            os.close(descriptor)
 
     def _read(self) -> str | None:
         """Take over what is there of the same job; else say what differs."""

@@ -108,8 +108,8 @@ class SizedFile:
 
     def abandon(self) -> None:
         if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+            descriptor, self._descriptor = self._descriptor, -1  # closed once, whatever comes
+            os.close(descriptor)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -274,6 +275,7 @@ class Output:
         return found
 
     def _close(self) -> None:
-        for shards in self._shards:
-            for file in shards.values():
-                file.abandon()
+        with ExitStack() as stack:  # all of them, whichever fails
+            for shards in self._shards:
+                for file in shards.values():
+                    stack.callback(file.abandon)

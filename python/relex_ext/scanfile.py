@@ -50,8 +50,7 @@ class ScanFile:
         for part, data in data_of(name, found).items():
             self._file.write(self._file.layout.offsets[part], data)
             digest.update(data)
-        place = self._file.layout.offsets[DIGESTS] + 32 * self._order[name]
-        self._file.write(place, digest.digest())
+        self._file.write(self._digest_place(name), digest.digest())
         self._journal.add(SCANNED, name, [digest.hexdigest()])
 
     def take(self, name: str, rows: int, rank: int) -> Found | None:
@@ -70,8 +69,12 @@ class ScanFile:
             arrays.append(data)
         if [digest.hexdigest()] != noted:
             return None
+        self._file.write(self._digest_place(name), digest.digest())  # a crash may have lost only it
         found = [np.frombuffer(a, "<f8").reshape(s) for a, s in zip(arrays, shapes, strict=True)]
         return Spectrum(found[0], found[1], float(found[2])) if power else found[0]
+
+    def _digest_place(self, name: str) -> int:
+        return self._file.layout.offsets[DIGESTS] + 32 * self._order[name]
 
     def complete(self) -> None:
         """Make it durable."""

@@ -2,6 +2,7 @@
 
 .NAME.partial/journal   what is being made, and what of it is done
 .NAME.partial/…         the output, until it gets its name
+.NAME.partial/ready     for a moment the output, and then the earlier one that it replaced
 .NAME.partial/replaced  an earlier output, on a file system that cannot exchange two names
 
 A run that ends early leaves it if anything in it is worth going on with, and else nothing.
@@ -30,6 +31,7 @@ from relex_ext.layout import (
 LOG = logging.getLogger("relex_ext")
 
 JOURNAL = "journal"
+READY = "ready"
 REPLACED = "replaced"
 
 
@@ -89,18 +91,22 @@ class Workspace:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.journal.close()
         resumable = isinstance(error, (KeyboardInterrupt, SystemExit, Resumable))
         if resumable and not self._published and self.journal.done:
-            os.close(self._lock)
+            self.journal.close()
+            self._unlock()
             kept = f"{self.out}: what is done is kept in {self.path}; the same command goes on"
             if isinstance(error, KeyboardInterrupt):
                 raise Interrupted(kept) from error
             LOG.info("%s", kept)
             return
-        self._clear()
-        (self.path / JOURNAL).unlink(missing_ok=True)
-        self._let_go()
+        try:
+            self.journal.close()
+            self._clear()
+            sync_folder(self.path)  # nothing of it comes back without the journal
+            (self.path / JOURNAL).unlink(missing_ok=True)
+        finally:
+            self._let_go()
         if not self._published:
             remove_folders(self._created)
 
@@ -110,7 +116,9 @@ class Workspace:
         source = self.path / made
         try:
             if source.is_dir() and self.out.is_dir() and any(self.out.iterdir()):
-                replace_folder(source, self.out, aside=self.path / REPLACED)
+                # What an exchange leaves under this name must not be gone on with.
+                ready = source.rename(self.path / READY)
+                replace_folder(ready, self.out, aside=self.path / REPLACED)
             else:
                 source.replace(self.out)
         except OSError as error:
@@ -120,6 +128,11 @@ class Workspace:
 
     def _recover(self) -> None:
         """Put back an output that a crash caught between its two renames, or finish the second."""
+        ready = self.path / READY
+        if ready.is_dir():
+            remove_tree(ready)
+        else:
+            ready.unlink(missing_ok=True)
         replaced = self.path / REPLACED
         if not replaced.exists():
             return
@@ -143,18 +156,16 @@ class Workspace:
             try:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                os.close(self._lock)
-                self._lock = -1
+                self._unlock()
                 raise OutputError(f"{self.out}: another relex is writing it") from None
             except OSError:
                 pass  # a file system without locks
             if self._is_mine():
                 break
-            os.close(self._lock)
+            self._unlock()
         found = sorted(entry.name for entry in self.path.iterdir())
         if found and JOURNAL not in found:
-            os.close(self._lock)
-            self._lock = -1
+            self._unlock()
             raise OutputError(
                 f"{self.path}: expected relex's unfinished work, found {found[0]}; remove it"
             )
@@ -176,6 +187,11 @@ class Workspace:
 
     def _let_go(self) -> None:
         if self._lock >= 0:
-            remove_folders([self.path])  # if it is empty
-            os.close(self._lock)
-            self._lock = -1
+            try:
+                remove_folders([self.path])  # if it is empty
+            finally:
+                self._unlock()
+
+    def _unlock(self) -> None:
+        descriptor, self._lock = self._lock, -1
+        os.close(descriptor)

@@ -24,13 +24,12 @@ class Ending:
 
     ``how``: ``returned``, ``refused`` (an error as the package promises them), ``interrupted``
     (Ctrl-C), ``killed``, or what must not be: ``broken`` (another error, one that nobody caught),
-    ``hung``, ``died``; ``said``: the error's words; ``raised_in``: the file that raised it;
-    ``value``: what the work returned; ``last``: what was then asked for.
+    ``hung``, ``died``; ``said``: the error's words; ``value``: what the work returned; ``last``:
+    what was then asked for.
     """
 
     how: str
     said: str = ""
-    raised_in: str = ""
     value: Any = None
     last: Any = None
     seconds: float = 0.0
@@ -87,8 +86,7 @@ def _outcome(work: Callable[[], Any]) -> Ending:
     try:
         return Ending("returned", value=work())
     except (RelexError, OSError) as error:
-        where = traceback.extract_tb(error.__traceback__)[-1].filename
-        return Ending("refused", f"{type(error).__name__}: {error}", where)
+        return Ending("refused", f"{type(error).__name__}: {error}")
     except KeyboardInterrupt as error:
         return Ending("interrupted", str(error))
     except BaseException:

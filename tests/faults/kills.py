@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from functools import partial
 
 from faults.bench import Bench
-from faults.children import Ending
 from faults.shim import MOVES_BYTES, Call
 from faults.tally import Tally
 
@@ -102,21 +101,13 @@ def interrupt(bench: Bench, every: int, seed: int) -> Tally:
     for call in bench.calls[seed % every :: every]:
         bench.reset()
         ending = bench.perform(bench.at(call, "before", signal.SIGINT))
-        unheard = _unheard(ending)
-        tally.counts["unheard"] += unheard
+        if ending.how == "returned" and all("KeyboardInterrupt" in said for said in ending.stray):
+            tally.counts["unheard"] += 1  # Python drops what is raised in a destructor
+            ending.stray.clear()
         problem = bench.wrong(ending)
-        if ending.how == "refused" and not unheard:
+        if ending.how == "refused":
             problem = problem or f"Ctrl-C became {ending.said}"
         if ending.seconds > PROMPT:
             problem = problem or f"took {ending.seconds:.1f} s"
         tally.add(f"at {call}", ending, problem or bench.wrong_again())
     return tally
-
-
-def _unheard(ending: Ending) -> bool:
-    """Python itself lost the Ctrl-C: it drops what is raised in a destructor, and rmtree closes a
-    folder again."""
-    if ending.how == "returned" and all("KeyboardInterrupt" in said for said in ending.stray):
-        ending.stray.clear()
-        return True
-    return ending.raised_in == shutil.__file__
