@@ -37,6 +37,6 @@ def describe(tensor: Tensor, steps: Sequence[int], row: int) -> NonFinite:
     if count == 0:
         where, entry = f"step {steps[row]}", tensor.rows[row]
         count = count_nonfinite(entry)
-    return NonFinite(
-        f"{entry.shard.path}: tensor {tensor.name}: {count} NaN or Inf in {where}; {HINT}"
-    )
+    # None in the files: too large for the float16 that deltas were to be rounded to.
+    found = f"{count} NaN or Inf" if count else "numbers beyond the deltas' dtype"
+    return NonFinite(f"{entry.shard.path}: tensor {tensor.name}: {found} in {where}; {HINT}")
