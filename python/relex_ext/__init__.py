@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from relex_ext.errors import EvaluationError, InputError, OutputError, RelexError
     from relex_ext.evidence.verdict import Verdict, judge
     from relex_ext.forecasts import Component, Weights
+    from relex_ext.gathering.run import Gathered, gather
     from relex_ext.inmemory import Rank1, combine_tensors, gram, rank1
     from relex_ext.job import Extrapolation
     from relex_ext.modules import extrapolate_module
@@ -30,6 +31,7 @@ _HOME = {
     "Component": "forecasts",
     "EvaluationError": "errors",
     "Extrapolation": "job",
+    "Gathered": "gathering.run",
     "InputError": "errors",
     "OutputError": "errors",
     "Rank1": "inmemory",
@@ -45,6 +47,7 @@ _HOME = {
     "extrapolate": "pipeline",
     "extrapolate_module": "modules",
     "forecast": "pipeline",
+    "gather": "gathering.run",
     "gram": "inmemory",
     "judge": "evidence.verdict",
     "rank1": "inmemory",
@@ -58,6 +61,7 @@ __all__ = [
     "Component",
     "EvaluationError",
     "Extrapolation",
+    "Gathered",
     "InputError",
     "OutputError",
     "Rank1",
@@ -74,6 +78,7 @@ __all__ = [
     "extrapolate",
     "extrapolate_module",
     "forecast",
+    "gather",
     "gram",
     "judge",
     "rank1",
