@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -51,7 +51,7 @@ class Part(Tensor):
 
     state: Any = None
 
-    __torch_dispatch__: ClassVar[Callable[..., Any]] = staticmethod(_not_whole)
+    __torch_dispatch__: Callable[..., Any] = staticmethod(_not_whole)
 
     def __setstate__(self, state: Any) -> None:
         self.state = state
