@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import children
+
 
 @cache
 def has_gpu() -> bool:
@@ -36,6 +38,14 @@ def no_gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
         for name in ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"):
             monkeypatch.setenv(name, "")
         monkeypatch.setenv("ZE_AFFINITY_MASK", "none")
+
+
+@pytest.fixture(scope="session")
+def pieces(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Checkpoints in pieces (tests/write_pieces.py), not to be changed."""
+    root = tmp_path_factory.mktemp("pieces")
+    children.printed("import sys, write_pieces; write_pieces.main(sys.argv[1])", root)
+    return root
 
 
 @pytest.fixture

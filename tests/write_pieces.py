@@ -124,7 +124,17 @@ def _free_port() -> int:
     return int(store.port)
 
 
-def main(root: Path) -> None:
+def anonymous() -> int:
+    """Bytes of memory that this process has, and not some file."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssAnon"):
+            return int(line.split()[1]) * 1024
+    raise OSError("no RssAnon")
+
+
+def main(place: str) -> None:
+    """``place``: ROOT, a folder."""
+    root = Path(place)
     for step in (0, *STEPS):
         folder = root / "base" if step == 0 else root / "plain" / f"checkpoint-{step}"
         folder.mkdir(parents=True)
@@ -135,4 +145,4 @@ def main(root: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(sys.argv[1])

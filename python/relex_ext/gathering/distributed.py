@@ -25,6 +25,7 @@ from torch.distributed.checkpoint.metadata import (
 from torch.distributed.checkpoint.state_dict_loader import load
 
 from relex_ext.errors import InputError
+from relex_ext.gathering.allowing import only
 from relex_ext.gathering.metadata import METADATA, Chunked, files_of, read_metadata
 from relex_ext.gathering.stored import TORCH_DTYPES, Files
 
@@ -58,7 +59,8 @@ class Distributed:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that there is one process only
             try:
-                load(state, storage_reader=_Reader(self._folder, wanted), no_dist=True)
+                with only({}):
+                    load(state, storage_reader=_Reader(self._folder, wanted), no_dist=True)
             except CheckpointException as failed:
                 raise self._wrong(next(iter(failed.failures.values()))[0]) from failed
             except Exception as error:  # of a file that is no torch file, any

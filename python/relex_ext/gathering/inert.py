@@ -23,7 +23,7 @@ class Inert:
 
     def __new__(cls, *arguments: Any) -> Inert:
         if len(arguments) > MOST_ARGUMENTS:
-            raise ValueError(f"{cls.path}: expected at most {MOST_ARGUMENTS} arguments")
+            raise ValueError(f"more than {MOST_ARGUMENTS} arguments of {cls.path}")
         made = super().__new__(cls)
         made.arguments = arguments
         return made

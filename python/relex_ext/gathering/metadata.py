@@ -77,13 +77,15 @@ def read_metadata(folder: Path) -> dict[str, Chunked]:
     path = folder / METADATA
     data = read_small(path, MOST_BYTES, folder)
     try:
-        return _tensors(_unpickled(data))
-    except RecursionError as error:
-        raise InputError(f"{path}: expected metadata, found parts nested too deeply") from error
-    except (ValueError, MemoryError, pickle.UnpicklingError) as error:
+        found = _unpickled(data)
+    except Exception as error:  # what is no such pickle may raise anything
+        raise InputError(f"{path}: expected torch's metadata, found: {error}") from error
+    try:
+        return _tensors(found)
+    except ValueError as error:
         raise InputError(f"{path}: {error}") from error
-    except Exception as error:  # a pickle that is none may raise anything
-        raise InputError(f"{path}: expected torch's metadata, found {error!r}") from error
+    except Exception as error:  # parts that are not what they are in torch's
+        raise InputError(f"{path}: expected torch's metadata, found: {error!r}") from error
 
 
 class _Unpickler(pickle.Unpickler):
@@ -95,8 +97,7 @@ class _Unpickler(pickle.Unpickler):
         found = self._classes.get(f"{module}.{name}")
         if found is None:
             raise pickle.UnpicklingError(
-                f"expected torch's metadata, found a pickle that names {module}.{name}; nothing of "
-                "it was run"
+                f"a pickle that names {module}.{name}; nothing of it was run"
             )
         return found
 
@@ -105,7 +106,7 @@ def _unpickled(data: bytes) -> Any:
     # A place in the memo far beyond its end would have the unpickler fill all memory up to it.
     for code, argument, _ in pickletools.genops(data):
         if code.name.endswith("PUT") and int(argument or 0) > len(data):
-            raise ValueError(f"expected a place in the pickle's memo, found {argument}")
+            raise ValueError(f"place {argument} in the memo of a pickle of {len(data)} bytes")
     return _Unpickler(data).load()
 
 

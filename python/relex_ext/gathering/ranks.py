@@ -6,8 +6,7 @@ with its own place there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from relex_ext.errors import InputError
+from relex_ext.gathering.allowing import only
 from relex_ext.gathering.inert import Inert, is_a, stand_in
 from relex_ext.gathering.stored import TORCH_DTYPES, Files, Stored
 from relex_ext.pieces import RANK_FILE
@@ -121,7 +121,8 @@ def _names(folder: Path) -> list[str]:
 
 def _load(path: Path) -> dict[str, Tensor]:
     try:
-        with _only_allowed():
+        parts: dict[str, type] = dict.fromkeys(PARTS, Part)
+        with only({**{name: stand_in(name) for name in ALLOWED}, **parts}):
             state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except Exception as error:  # of a file that is no such pickle, any
         line = str(error).strip().partition("\n")[0] or type(error).__name__
@@ -134,21 +135,6 @@ def _load(path: Path) -> dict[str, Tensor]:
         if not isinstance(key, str) or not isinstance(value, Tensor):
             raise InputError(f"{path}: expected tensors by name, found {key!s:.80}")
     return cast("dict[str, Tensor]", state)
-
-
-@contextmanager
-def _only_allowed() -> Iterator[None]:
-    """torch.load takes :data:`ALLOWED` and :data:`PARTS`, and of what this process has allowed
-    elsewhere nothing: importing torch.distributed.tensor allows its real classes."""
-    others = torch.serialization.get_safe_globals()
-    torch.serialization.clear_safe_globals()
-    torch.serialization.add_safe_globals([(stand_in(path), path) for path in ALLOWED])
-    torch.serialization.add_safe_globals([(Part, path) for path in PARTS])
-    try:
-        yield
-    finally:
-        torch.serialization.clear_safe_globals()
-        torch.serialization.add_safe_globals(others)
 
 
 def _joint(where: str, values: Sequence[Tensor]) -> Joint:

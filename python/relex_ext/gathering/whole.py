@@ -132,6 +132,7 @@ def write(out: Path, whole: Whole, tick: Tick) -> None:
                 stack.callback(files[name].abandon)
             by_tensor = {name: file for file in files.values() for name in file.layout.offsets}
             digests = _finished(whole, by_tensor, work.journal)
+            tick(sum(map(whole.nbytes, digests)))
             for batch in _batches(whole, [name for name in whole.names if name not in digests]):
                 digests |= _copied(whole, batch, by_tensor, work.journal)
                 tick(sum(map(whole.nbytes, batch)))
