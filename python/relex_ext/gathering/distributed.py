@@ -27,7 +27,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from relex_ext.errors import InputError
 from relex_ext.gathering.allowing import only
 from relex_ext.gathering.metadata import METADATA, Chunked, files_of, read_metadata
-from relex_ext.gathering.stored import TORCH_DTYPES, Files
+from relex_ext.gathering.stored import TORCH_DTYPES, Files, reason
 
 _DTYPES = {name: getattr(torch, path.partition(".")[2]) for path, name in TORCH_DTYPES.items()}
 
@@ -70,7 +70,7 @@ class Distributed:
     def _wrong(self, error: BaseException) -> BaseException:
         if not isinstance(error, Exception):
             return error  # Ctrl-C, which torch takes for a failure of the reading
-        return InputError(f"{self._folder}: cannot be read: {error}")
+        return InputError(f"{self._folder}: cannot be read: {reason(error)}")
 
 
 class _Reader(FileSystemReader):

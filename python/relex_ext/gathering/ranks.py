@@ -6,6 +6,7 @@ with its own place there.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -18,7 +19,7 @@ from torch import Tensor
 from relex_ext.errors import InputError
 from relex_ext.gathering.allowing import only
 from relex_ext.gathering.inert import Inert, is_a, stand_in
-from relex_ext.gathering.stored import TORCH_DTYPES, Files, Stored
+from relex_ext.gathering.stored import TORCH_DTYPES, Files, Stored, reason
 from relex_ext.pieces import RANK_FILE
 
 _TENSOR = "torch.distributed.tensor"
@@ -31,13 +32,20 @@ ALLOWED = (
     f"{_TENSOR}._dtensor_spec.ShardOrderEntry",
     _SHARD,
     _REPLICATE,
+    f"{_TENSOR}.placement_types.Partial",
+    f"{_TENSOR}.placement_types._StridedShard",
     "torch.distributed.device_mesh.DeviceMesh",
     "torch.distributed._mesh_layout._MeshLayout",
     "torch.distributed._mesh_layout._FlatLayout",
 )
-"""What a rank's file may name beside plain tensors and :data:`PARTS`; each is an :class:`Inert`."""
+"""What a rank's file may name beside plain tensors ; each is an :class:`Inert`."""
 
-PARTS = (f"{_TENSOR}.DTensor", "torch.distributed._tensor.api.DTensor")
+DTENSOR = f"{_TENSOR}.DTensor"
+"""It may name that, too; it is a :class:`Part`."""
+
+UNLIMITED = (
+    "python -m verl.model_merger merge --backend fsdp --local_dir {folder} --target_dir {folder}-hf"
+)
 
 Coordinate = tuple[int, ...]
 
@@ -121,13 +129,13 @@ def _names(folder: Path) -> list[str]:
 
 def _load(path: Path) -> dict[str, Tensor]:
     try:
-        parts: dict[str, type] = dict.fromkeys(PARTS, Part)
-        with only({**{name: stand_in(name) for name in ALLOWED}, **parts}):
+        with only({DTENSOR: Part, **{name: stand_in(name) for name in ALLOWED}}):
             state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except Exception as error:  # of a file that is no such pickle, any
-        line = str(error).strip().partition("\n")[0] or type(error).__name__
         raise InputError(
-            f"{path}: expected tensors that torch.load(weights_only=True) reads, found: {line}"
+            f"{path}: expected tensors that torch.load(weights_only=True) reads, found: {reason(error)}; if "
+            f"you trust it, {UNLIMITED.format(folder=shlex.quote(str(path.parent)))}, which "
+            "unpickles it without limits, may read it"
         ) from error
     if not isinstance(state, dict) or not state:
         raise InputError(f"{path}: expected a table of tensors, found {type(state).__name__}")

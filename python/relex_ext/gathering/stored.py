@@ -88,5 +88,10 @@ class Files:
                 raise InputError(f"{path}: changed while it was read")
 
 
+def reason(error: Exception) -> str:
+    """What torch says, without how to be less careful, which it says below."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
 def _stamp(info: os.stat_result) -> tuple[int, ...]:
     return info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns
