@@ -132,10 +132,11 @@ def _load(path: Path) -> dict[str, Tensor]:
         with only({DTENSOR: Part, **{name: stand_in(name) for name in ALLOWED}}):
             state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except Exception as error:  # of a file that is no such pickle, any
+        merge = UNLIMITED.format(folder=shlex.quote(str(path.parent)))
         raise InputError(
-            f"{path}: expected tensors that torch.load(weights_only=True) reads, found: {reason(error)}; if "
-            f"you trust it, {UNLIMITED.format(folder=shlex.quote(str(path.parent)))}, which "
-            "unpickles it without limits, may read it"
+            f"{path}: expected tensors that torch.load(weights_only=True) reads, found: "
+            f"{reason(error)}; if you trust it, {merge}, which unpickles it without limits, may "
+            "read it"
         ) from error
     if not isinstance(state, dict) or not state:
         raise InputError(f"{path}: expected a table of tensors, found {type(state).__name__}")
