@@ -43,7 +43,10 @@ def names_of(place: Path, tensors: Mapping[str, Stored], base: Checkpoint | None
     Raises:
         InputError: they are no such names, or a tensor is none that a model folder may hold.
     """
-    weights = {_unwrapped(key): key for key in tensors if not _is_other(key)}
+    weights: dict[str, str] = {}
+    for key in tensors:
+        if not _is_other(key):
+            _add(place, weights, key)
     for part, found in _FOREIGN.items():
         if any(part in name for name in weights):
             raise InputError(
@@ -73,8 +76,13 @@ def _is_other(key: str) -> bool:
     return second in OTHER_STATE or key.endswith("_extra_state")
 
 
-def _unwrapped(key: str) -> str:
-    return ".".join(part for part in key.split(".") if part not in WRAPPERS)
+def _add(place: Path, weights: dict[str, str], key: str) -> None:
+    name = ".".join(part for part in key.split(".") if part not in WRAPPERS)
+    if not name.isprintable():
+        raise InputError(f"{place}: tensor {name}: expected a printable name")
+    if name in weights:
+        raise InputError(f"{place}: tensor {name}: twice, as {weights[name]} and as {key}")
+    weights[name] = key
 
 
 def _own(place: Path, weights: Iterable[str]) -> str:

@@ -6,15 +6,16 @@ with its own place there.
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from relex_ext.errors import InputError
 from relex_ext.gathering.allowing import only
@@ -38,7 +39,7 @@ ALLOWED = (
     "torch.distributed._mesh_layout._MeshLayout",
     "torch.distributed._mesh_layout._FlatLayout",
 )
-"""What a rank's file may name beside plain tensors ; each is an :class:`Inert`."""
+"""What a rank's file may name beside plain tensors; each is an :class:`Inert`."""
 
 DTENSOR = f"{_TENSOR}.DTensor"
 """It may name that, too; it is a :class:`Part`."""
@@ -65,7 +66,7 @@ class Part(Tensor):
         self.state = state
 
     def said(self, name: str) -> Any:
-        """Of its state: a dict, or with the slots of torch before 2.9 two of them."""
+        """Of its state: a dict, or, of a class with slots, two of them."""
         for said in self.state if isinstance(self.state, tuple) else (self.state,):
             if isinstance(said, dict) and name in said:
                 return said[name]
@@ -164,7 +165,7 @@ def _joint(where: str, values: Sequence[Tensor]) -> Joint:
         raise InputError(f"{where}: expected one placement on all ranks, found several")
     parts = {coordinate: part for _, coordinate, part in described}
     extents = [1 + max(numbers) for numbers in zip(*parts, strict=True)]
-    if len(parts) != len(values) or set(parts) != set(product(*map(range, extents))):
+    if not len(parts) == len(values) == math.prod(extents):
         raise InputError(f"{where}: expected ranks that fill a mesh, found {sorted(parts)}")
     joint = Joint(dtype, tuple(first.shape), described[0][0], parts)
     _check(where, joint)
@@ -173,6 +174,8 @@ def _joint(where: str, values: Sequence[Tensor]) -> Joint:
 
 def _copies(where: str, dtype: str, values: Sequence[Tensor]) -> Joint:
     """A tensor that is not in parts: every rank has the whole of it."""
+    if not all(map(_is_plain, values)):
+        raise InputError(f"{where}: expected plain tensors or DTensors, found another kind")
     words = values[0].contiguous().reshape(-1).view(torch.uint8)
     for value in values[1:]:
         if not torch.equal(value.contiguous().reshape(-1).view(torch.uint8), words):
@@ -185,7 +188,7 @@ def _copies(where: str, dtype: str, values: Sequence[Tensor]) -> Joint:
 
 def _described(part: Part) -> tuple[tuple[int | None, ...], Coordinate, Tensor]:
     local, spec = part.said("_local_tensor"), part.said("_spec")
-    if type(local) is not Tensor or not is_a(spec, ALLOWED[0]):
+    if not _is_plain(local) or not is_a(spec, ALLOWED[0]):
         raise ValueError("expected a DTensor, found another kind of tensor")
     if local.dtype != part.dtype:
         raise ValueError(f"expected parts of {part.dtype}, found {local.dtype}")
@@ -196,6 +199,17 @@ def _described(part: Part) -> tuple[tuple[int | None, ...], Coordinate, Tensor]:
     if any(type(number) is not int or number < 0 for number in coordinate):
         raise ValueError(f"expected a place on the mesh, found {coordinate}")
     return placements, coordinate, local
+
+
+def _is_plain(tensor: object) -> bool:
+    """Whether all its elements are in its file: none stands for many, or for nothing."""
+    return (
+        type(tensor) in (Tensor, Parameter)
+        and isinstance(tensor, Tensor)
+        and tensor.device.type == "cpu"
+        and tensor.layout == torch.strided
+        and tensor.nbytes <= tensor.untyped_storage().nbytes()
+    )
 
 
 def _axis(placement: Inert, dimensions: int) -> int | None:
