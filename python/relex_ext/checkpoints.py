@@ -84,8 +84,8 @@ def weights_folder(folder: Path) -> Path:
             check_beside(place, _names(place))
             return place
     expected = f"{SINGLE} or {INDEX}"
-    found = _names(folder)
-    for sub in OTHER_FOLDERS:
+    found: list[str] = []
+    for sub in (*WEIGHT_FOLDERS, *OTHER_FOLDERS):
         check_beside(folder / sub, names := _names(folder / sub))
         found += names
     check_instead(folder, found, expected)

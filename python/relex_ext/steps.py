@@ -26,7 +26,7 @@ _BEING_WRITTEN = re.compile(r"tmp[-_](?P<after>.+)|(?P<before>.+)\.(tmp|incomple
 def discover(run: PathLike) -> dict[int, Path]:
     """The step folders of a run folder, sorted by step: ``{12: run/checkpoint-12, …}``.
 
-    They may also lie in the one folder of ``run`` that has some with weights: ``run/broadcasts``.
+    Where it has none with weights, they are those of its one folder that has: ``run/broadcasts``.
 
     Raises:
         InputError: the folder does not exist, holds no step folder or several runs of them, is a
@@ -35,7 +35,9 @@ def discover(run: PathLike) -> dict[int, Path]:
     root = Path(run)
     if not root.is_dir():
         raise InputError(f"{root}: expected a folder of checkpoints, found no folder")
-    found = _steps_in(root) or _steps_below(root)
+    found = _steps_in(root)
+    if not have_weights(found.values()):
+        found = _steps_below(root, found)
     if not found:
         _check_place(root)
         names = ", ".join(dict.fromkeys(row.example for row in TRAINERS))
@@ -56,11 +58,15 @@ def _steps_among(folders: Iterable[Path], *, epochs: bool = False) -> dict[int, 
     return found
 
 
-def _steps_below(root: Path) -> dict[int, Path]:
-    """Those of the one folder of a root that is a run, or the only one with weights."""
-    folders = [folder for folder in _folders(root) if os.access(folder, os.R_OK | os.X_OK)]
-    runs = {folder: steps for folder in folders if (steps := _steps_in(folder))}
+def _steps_below(root: Path, found: dict[int, Path]) -> dict[int, Path]:
+    """The steps of the one folder of a root that has some with weights, else those ``found`` in
+    it, else those of the one folder that has any."""
+    others = [folder for folder in _folders(root) if folder not in found.values()]
+    readable = [folder for folder in others if os.access(folder, os.R_OK | os.X_OK)]
+    runs = {folder: steps for folder in readable if (steps := _steps_in(folder))}
     full = {folder: steps for folder, steps in runs.items() if have_weights(steps.values())}
+    if found and not full:
+        return found
     likely = full or runs
     if len(likely) > 1:
         names = ", ".join(map(str, likely))
