@@ -220,3 +220,28 @@ def test_what_trainers_keep_in_the_place_of_weights(tmp_path: Path, inside: str,
     make(tmp_path, f"step_5/{inside}")
     with pytest.raises(InputError, match=re.escape(f"{Path(inside).name}: {what}")):
         open_checkpoint(tmp_path / "step_5")
+
+
+# ---- docs/trainers.md ----------------------------------------------------------------------------
+
+
+def row_in_words(row: Layout) -> str:
+    def code(names: tuple[str | None, ...], what: str = "{}") -> list[str]:
+        return [what.format(f"`{name}`") for name in names if name]
+
+    cells = (
+        row.trainer,
+        f"`{row.example}`",
+        ", ".join(code(row.weights)) or "the folder itself",
+        "; ".join([*code((row.done,), "{} is in it"), *code((row.tracker,), "{} says so")]) or "–",
+        row.otherwise or "–",
+        row.seen_in or "–",
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def test_the_documentation_has_this_table() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "trainers.md").read_text()
+    written = [line for line in text.splitlines() if line.startswith("| ")]
+    assert written[0].startswith("| trainer | a step's folder")
+    assert written[2:] == [row_in_words(row) for row in TRAINERS]
