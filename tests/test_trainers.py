@@ -18,7 +18,7 @@ from compare import Tally, checked_distance
 from folders import Spec, make_run, read_model
 from relex_ext import InputError, extrapolate, list_checkpoints
 from relex_ext.checkpoints import open_checkpoint
-from relex_ext.steps import discover
+from relex_ext.steps import check_finished, discover
 from relex_ext.trainers import TRAINERS, WEIGHT_FOLDERS, Layout, step_of, trainer_of
 from trainer_runs import RUNS, TrainerRun, write_run
 
@@ -200,6 +200,16 @@ def test_a_part_of_a_run(tmp_path: Path, below: str) -> None:
     )
 
 
+@pytest.mark.parametrize("below", WEIGHT_FOLDERS)
+def test_a_folder_in_an_unfinished_step(tmp_path: Path, below: str) -> None:
+    """However deep in it the weights are that were given."""
+    make(tmp_path, f"global_step_5/{below}/model.safetensors", f"global_step_6/{below}/a.pt")
+    (tmp_path / "latest_checkpointed_iteration.txt").write_text("5")
+    check_finished([tmp_path / "global_step_5" / below])
+    with pytest.raises(InputError, match=f"^{tmp_path}/global_step_6: expected a finished step"):
+        check_finished([tmp_path / "global_step_6" / below])
+
+
 def test_epochs_are_steps_where_there_are_no_others(tmp_path: Path) -> None:
     make(tmp_path, "epoch_0/model.safetensors", "epoch_1/model.safetensors")
     assert discover(tmp_path) == {1: tmp_path / "epoch_0", 2: tmp_path / "epoch_1"}
@@ -218,7 +228,7 @@ def test_epochs_are_steps_where_there_are_no_others(tmp_path: Path) -> None:
 )
 def test_what_trainers_keep_in_the_place_of_weights(tmp_path: Path, inside: str, what: str) -> None:
     make(tmp_path, f"step_5/{inside}")
-    with pytest.raises(InputError, match=re.escape(f"{Path(inside).name}: {what}")):
+    with pytest.raises(InputError, match=re.escape(what)):
         open_checkpoint(tmp_path / "step_5")
 
 
@@ -226,14 +236,13 @@ def test_what_trainers_keep_in_the_place_of_weights(tmp_path: Path, inside: str,
 
 
 def row_in_words(row: Layout) -> str:
-    def code(names: tuple[str | None, ...], what: str = "{}") -> list[str]:
-        return [what.format(f"`{name}`") for name in names if name]
-
+    done = [f"`{row.done}` is in it"] if row.done else []
+    done += [f"`{row.tracker}` says so"] if row.tracker else []
     cells = (
         row.trainer,
         f"`{row.example}`",
-        ", ".join(code(row.weights)) or "the folder itself",
-        "; ".join([*code((row.done,), "{} is in it"), *code((row.tracker,), "{} says so")]) or "–",
+        ", ".join(f"`{place}`" if place else "the folder itself" for place in row.weights),
+        "; ".join(done) or "–",
         row.otherwise or "–",
         row.seen_in or "–",
     )

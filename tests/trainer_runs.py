@@ -45,8 +45,9 @@ class TrainerRun:
     """Of the run: path → text."""
 
     unfinished: str = "no index"
-    """Of the model of the step it is stopped in: nothing but the index, everything but the shards,
-    or ``"whole"``: it says by its marker, tracker or the folder's name that it is not done."""
+    """What the step it is stopped in has of the model: all but the index (``"no index"``), and its
+    shards not yet named by how many there are (``"unnumbered"``); no weights (``"none"``); or
+    ``"whole"``, and marker, tracker or the folder's name tell that it is not done."""
 
     stopped: str | None = None
     """The folder of that step, where it has another name until it is done."""
@@ -142,6 +143,7 @@ RUNS = (
             "iter_{last:07}/__0_0.distcp": "",
             "iter_{last:07}/common.pt": "",
         },
+        unfinished="unnumbered",
     ),
     TrainerRun(
         "ROLL", "checkpoint-{n}",
@@ -189,12 +191,15 @@ def write_run(
 
 def _write_step(place: Path, run: TrainerRun, tensors: Tensors, unfinished: str | None) -> None:
     names = tuple(tensors)
-    sharded = run.sharded or unfinished == "no index"
+    sharded = run.sharded or unfinished in ("no index", "unnumbered")
     model = write_model(
         place / run.weights, tensors, [names[:1], names[1:]] if sharded else None, companions=MODEL
     )
-    if unfinished == "no index":
+    if unfinished in ("no index", "unnumbered"):
         (model / INDEX).unlink()
+    if unfinished == "unnumbered":
+        for shard in sorted(model.glob("*.safetensors")):
+            shard.rename(model / f"{shard.name.partition('-of-')[0]}.safetensors")
     if unfinished == "none":
         (model / "model.safetensors").unlink()
     for name in run.files:

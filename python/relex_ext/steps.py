@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 from relex_ext.errors import InputError
 from relex_ext.plainfiles import read_small
-from relex_ext.trainers import DONE_FILES, TRACKERS, TRAINERS, WEIGHT_FOLDERS, step_of
+from relex_ext.trainers import DEEPEST, DONE_FILES, TRACKERS, TRAINERS, WEIGHT_FOLDERS, step_of
 
 PathLike: TypeAlias = "str | os.PathLike[str]"
 Checkpoints: TypeAlias = (
@@ -85,7 +85,7 @@ def have_weights(steps: Iterable[Path]) -> bool:
 def _check_place(root: Path) -> None:
     """Refuse a part of a run with the path of the whole."""
     path = root.absolute()
-    for place in (path, *path.parents[:4]):
+    for place in (path, *path.parents[:DEEPEST]):
         if step_of(place.name) is not None:
             raise InputError(
                 f"{root}: expected a run's folder, found what belongs to one of its steps; give "
@@ -196,7 +196,7 @@ def check_name(folder: Path) -> None:
 
 def step_folder(folder: Path) -> Path:
     """The step's, where one inside it was given: ``run/global_step_12/actor/huggingface``."""
-    places = (folder, *folder.parents)[:3]
+    places = (folder, *folder.parents)[: 1 + DEEPEST]
     return next((place for place in places if step_of(place.name) is not None), folder)
 
 

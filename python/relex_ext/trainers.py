@@ -152,6 +152,9 @@ TRAINERS: tuple[Layout, ...] = (
 WEIGHT_FOLDERS = tuple(dict.fromkeys(place for row in TRAINERS for place in row.weights))
 """Where a step's folder may keep its weights, the first that has them counts."""
 
+DEEPEST = max(len(Path(place).parts) for place in WEIGHT_FOLDERS)
+"""Folders between a step's and its weights, at most."""
+
 OTHER_FOLDERS = tuple(dict.fromkeys(place for row in TRAINERS for place in row.others))
 """Where a step's folder may have something else in their place."""
 

@@ -31,12 +31,13 @@ def add(commands: Commands) -> None:
 
 def run(args: argparse.Namespace, notes: Notes) -> None:
     from relex_ext.listing import list_checkpoints, usable
+    from relex_ext.steps import step_folder
 
     listed = list_checkpoints(checkpoints_of(args.run))
     if args.json:
         print(json.dumps(_json(listed, usable(listed)), indent=1))
         return
-    place = os.path.commonpath([one.folder.absolute().parent for one in listed])
+    place = os.path.commonpath([step_folder(one.folder.absolute()).parent for one in listed])
     print(_table([_row(one, place) for one in listed]))
     print(f"trainer: {listed[0].trainer}")
     hints = dict.fromkeys(one.hint for one in listed if one.hint is not None)
