@@ -76,6 +76,11 @@ def test_every_step_is_looked_at(run: Path) -> None:
     assert problems[4] == ""
 
 
+def test_a_folder_that_the_system_cannot_read(run: Path) -> None:
+    found = list_checkpoints({5: run / ("x" * 300), 10: run / "checkpoint-10"})
+    assert [one.problem for one in found] == ["cannot be read: File name too long", None]
+
+
 def test_what_is_found_of_a_step(tmp_path: Path) -> None:
     """Bytes and dtypes are those of its tensors, the dtype with the most bytes first."""
     tensors = {

@@ -184,6 +184,8 @@ def test_steps_with_weights_come_before_steps_without(tmp_path: Path) -> None:
     """And those of the run itself before any below."""
     make(tmp_path, "iter_0000001/a.pt", "hf/rollout_3/model.safetensors")
     assert discover(tmp_path) == {3: tmp_path / "hf" / "rollout_3"}
+    make(tmp_path, "eval/step_3/model.safetensors")
+    assert discover(tmp_path) == {1: tmp_path / "iter_0000001"}, "which of both is not plain"
     make(tmp_path, "iter_0000001/model.safetensors")
     assert discover(tmp_path) == {1: tmp_path / "iter_0000001"}
 

@@ -57,11 +57,10 @@ def list_checkpoints(run: Checkpoints) -> tuple[ListedStep, ...]:
             opened[step] = open_checkpoint(folder)
         except (InputError, OSError) as error:
             listed[step] = _unusable(listed[step], error, layout)
-    newest = max(opened, default=None)
     for step, checkpoint in opened.items():
         listed[step] = _described(listed[step], checkpoint)
         try:
-            align(checkpoint, {step: checkpoint if newest is None else opened[newest]})
+            align(checkpoint, {step: opened[max(opened)]})
         except InputError as error:
             listed[step] = _unusable(listed[step], error, layout)
     return tuple(listed.values())
@@ -87,10 +86,11 @@ def _described(one: ListedStep, checkpoint: Checkpoint) -> ListedStep:
 
 
 def _unusable(one: ListedStep, error: InputError | OSError, layout: Layout) -> ListedStep:
-    said = str(error) if isinstance(error, InputError) else printable(f"cannot be read: {error}")
+    if isinstance(error, OSError):
+        return replace(one, problem=printable(f"cannot be read: {error.strerror}"))
     bare = not have_weights([step_folder(one.folder)])
     return replace(
         one,
-        problem=said.removeprefix(f"{one.folder}: "),
+        problem=str(error).removeprefix(f"{one.folder}: "),
         hint=layout.otherwise if bare and layout.otherwise else None,
     )

@@ -60,12 +60,12 @@ def _steps_among(folders: Iterable[Path], *, epochs: bool = False) -> dict[int, 
 
 def _steps_below(root: Path, found: dict[int, Path]) -> dict[int, Path]:
     """The steps of the one folder of a root that has some with weights, else those ``found`` in
-    it, else those of the one folder that has any."""
+    the root, else those of the one folder that has any."""
     others = [folder for folder in _folders(root) if folder not in found.values()]
     readable = [folder for folder in others if os.access(folder, os.R_OK | os.X_OK)]
     runs = {folder: steps for folder in readable if (steps := _steps_in(folder))}
     full = {folder: steps for folder, steps in runs.items() if have_weights(steps.values())}
-    if found and not full:
+    if found and len(full) != 1:
         return found
     likely = full or runs
     if len(likely) > 1:
