@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from relex_ext.forecasts import Component, Weights
     from relex_ext.inmemory import Rank1, combine_tensors, gram, rank1
     from relex_ext.job import Extrapolation
+    from relex_ext.listing import ListedStep, list_checkpoints
     from relex_ext.modules import extrapolate_module
     from relex_ext.pipeline import combine, extrapolate, forecast, scan
     from relex_ext.reports import Report, report
@@ -31,6 +32,7 @@ _HOME = {
     "EvaluationError": "errors",
     "Extrapolation": "job",
     "InputError": "errors",
+    "ListedStep": "listing",
     "OutputError": "errors",
     "Rank1": "inmemory",
     "RelexError": "errors",
@@ -47,6 +49,7 @@ _HOME = {
     "forecast": "pipeline",
     "gram": "inmemory",
     "judge": "evidence.verdict",
+    "list_checkpoints": "listing",
     "rank1": "inmemory",
     "report": "reports",
     "scan": "pipeline",
@@ -59,6 +62,7 @@ __all__ = [
     "EvaluationError",
     "Extrapolation",
     "InputError",
+    "ListedStep",
     "OutputError",
     "Rank1",
     "RelexError",
@@ -76,6 +80,7 @@ __all__ = [
     "forecast",
     "gram",
     "judge",
+    "list_checkpoints",
     "rank1",
     "report",
     "scan",

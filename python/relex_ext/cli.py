@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from relex_ext import __version__
 from relex_ext.commands import Command, Notes, extrapolate, report, scan, search, verdict, verify
+from relex_ext.commands import list as list_command
 from relex_ext.commands.inputs import number, whole_number
 from relex_ext.errors import RelexError, printable
 
@@ -22,6 +23,7 @@ COMMANDS: Mapping[str, Command] = {
     "report": report,
     "search": search,
     "verify": verify,
+    "list": list_command,
 }
 """Name → its module, in the order of --help."""
 
