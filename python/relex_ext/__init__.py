@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from relex_ext.gathering.run import Gathered, gather
     from relex_ext.inmemory import Rank1, combine_tensors, gram, rank1
     from relex_ext.job import Extrapolation
+    from relex_ext.listing import ListedStep, list_checkpoints
     from relex_ext.modules import extrapolate_module
     from relex_ext.pipeline import combine, extrapolate, forecast, scan
     from relex_ext.reports import Report, report
@@ -33,6 +34,7 @@ _HOME = {
     "Extrapolation": "job",
     "Gathered": "gathering.run",
     "InputError": "errors",
+    "ListedStep": "listing",
     "OutputError": "errors",
     "Rank1": "inmemory",
     "RelexError": "errors",
@@ -50,6 +52,7 @@ _HOME = {
     "gather": "gathering.run",
     "gram": "inmemory",
     "judge": "evidence.verdict",
+    "list_checkpoints": "listing",
     "rank1": "inmemory",
     "report": "reports",
     "scan": "pipeline",
@@ -63,6 +66,7 @@ __all__ = [
     "Extrapolation",
     "Gathered",
     "InputError",
+    "ListedStep",
     "OutputError",
     "Rank1",
     "RelexError",
@@ -81,6 +85,7 @@ __all__ = [
     "gather",
     "gram",
     "judge",
+    "list_checkpoints",
     "rank1",
     "report",
     "scan",

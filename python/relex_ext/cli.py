@@ -22,6 +22,7 @@ from relex_ext.commands import (
     verdict,
     verify,
 )
+from relex_ext.commands import list as list_command
 from relex_ext.commands.inputs import number, whole_number
 from relex_ext.errors import RelexError, printable
 
@@ -33,6 +34,7 @@ COMMANDS: Mapping[str, Command] = {
     "search": search,
     "gather": gather,
     "verify": verify,
+    "list": list_command,
 }
 """Name → its module, in the order of --help."""
 

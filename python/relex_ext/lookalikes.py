@@ -16,7 +16,7 @@ from relex_ext.dtypes import CARRIED
 from relex_ext.errors import InputError
 from relex_ext.headers import Header, TensorEntry
 from relex_ext.pieces import DCP, MEGATRON, UNFINISHED, VERL, VERL_MEGATRON, place_in
-from relex_ext.steps import step_of
+from relex_ext.trainers import step_of
 
 Table = Mapping[tuple[str, ...], str]
 """Patterns of file names → what a folder with one of them is, and what to do."""
@@ -72,7 +72,7 @@ INSTEAD: Table = {
     ),
     ("consolidated*",): "weights in their maker's own format; convert them with transformers",
     ("*.gguf",): "GGUF, usually quantised; take the model that it was made from",
-    ("model-*-of-*.safetensors",): (
+    ("model-*-of-*.safetensors", "model-[0-9]*.safetensors"): (
         "shards without the index that is written last; finish the saving or the download"
     ),
 }
