@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
 import pytest
+
+import children
 
 
 @cache
@@ -36,6 +39,30 @@ def no_gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
         for name in ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"):
             monkeypatch.setenv(name, "")
         monkeypatch.setenv("ZE_AFFINITY_MASK", "none")
+
+
+@pytest.fixture(scope="session")
+def pieces(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Checkpoints in pieces (tests/write_pieces.py), not to be changed."""
+    root = tmp_path_factory.mktemp("pieces")
+    children.printed("import sys, write_pieces; write_pieces.main(sys.argv[1])", root)
+    return root
+
+
+@pytest.fixture
+def dcp(pieces: Path, tmp_path: Path) -> Path:
+    """A checkpoint of two processes, to be changed."""
+    place = tmp_path / "run" / "checkpoint-10" / "pytorch_model_fsdp_0"
+    shutil.copytree(pieces / "dcp-2" / "checkpoint-10" / "pytorch_model_fsdp_0", place)
+    return place
+
+
+@pytest.fixture
+def ranks(pieces: Path, tmp_path: Path) -> Path:
+    """The files of four ranks, to be changed."""
+    place = tmp_path / "run" / "global_step_10" / "actor"
+    shutil.copytree(pieces / "fsdp2-4" / "global_step_10" / "actor", place)
+    return place
 
 
 @pytest.fixture

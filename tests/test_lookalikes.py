@@ -43,7 +43,8 @@ def refusal(folder: Path) -> str:
 
 ADAPTER = "a PEFT (LoRA) adapter; merge it first"
 DELTA = "what changed since another step"
-DCP = "a torch distributed checkpoint; gather it"
+DCP = "a torch distributed checkpoint in {place}; gather it: {gather}"
+VERL = "the rank shards of verl's FSDP in {place}; gather them: {gather}"
 PARTS = "parts of tensors, one file for each rank"
 WRITING = "files still being written"
 PICKLED = "pickled weights"
@@ -64,16 +65,13 @@ INSTEAD = {
     "step_12.patch.safetensors": DELTA,
     "sparse_manifest.json": DELTA,
     "model.wdelta": DELTA,
-    ".metadata": DCP,
-    "__0_0.distcp": DCP,
-    "pytorch_model_fsdp_0/": DCP,
+    "pytorch_model_fsdp_0/": "the rank shards of accelerate's FSDP, or none yet",
+    "pytorch_model_fsdp_0_rank1.bin": "the rank shards of accelerate's FSDP, or none yet",
     "shard-00001-model-00001-of-00001.safetensors": PARTS,
     "sharded/": PARTS,
-    "model_world_size_8_rank_3.pt": "the rank shards of verl's FSDP; merge them first",
-    "actor/model_world_size_8_rank_3.pt": "the rank shards of verl's FSDP; merge them first",
-    "mp_rank_00/": "the rank shards of Megatron or DeepSpeed; convert them first",
-    "mp_rank_00_model_states.pt": "the rank shards of Megatron or DeepSpeed",
-    "zero_to_fp32.py": "the rank shards of Megatron or DeepSpeed",
+    "mp_rank_00/": "the rank shards of Megatron's own format; save in torch_dist and export with",
+    "mp_rank_00_model_states.pt": "the rank shards of DeepSpeed; convert them: python /",
+    "zero_to_fp32.py": "the rank shards of DeepSpeed; convert them: python /",
     "consolidated.00.pth": "weights in their maker's own format",
     "consolidated.safetensors": "weights in their maker's own format",
     "model-Q4_K_M.gguf": "GGUF, usually quantised",
@@ -109,6 +107,59 @@ def test_what_lies_where_weights_are_expected(tmp_path: Path, name: str) -> None
     assert name.rstrip("/").rpartition("/")[2] in message
     write_model(tmp_path, W)
     assert open_checkpoint(tmp_path).tensors["a.weight"].nbytes == 12
+
+
+IN_PIECES = {
+    ".metadata": DCP,
+    "pytorch_model_fsdp_0/.metadata": DCP,
+    "policy/weights/.metadata": DCP,
+    "trainer/.metadata": DCP,
+    "model_world_size_8_rank_3.pt": VERL,
+    "actor/model_world_size_8_rank_3.pt": VERL,
+    "policy/model_world_size_8_rank_3.pt": VERL,
+    "actor/__0_0.distcp": "in {place} without .metadata, which is written last; finish the saving",
+}
+
+
+@pytest.mark.parametrize("name", IN_PIECES)
+@pytest.mark.parametrize("step", ["my runs/global_step_12", "my base"])
+def test_checkpoints_in_pieces(tmp_path: Path, step: str, name: str) -> None:
+    """The command is for the whole run, and for one folder where that is all there is."""
+    folder = tmp_path / step
+    place(folder, [name])
+    source, out = folder.parent, f"{folder.parent}-gathered"
+    if step == "my base":
+        source, out = f"0={folder}", f"{folder}-gathered"
+    gather = f"relex gather '{source}' --out '{out}'"
+    expected = IN_PIECES[name].format(place=f"'{(folder / name).parent}'", gather=gather)
+    assert expected in refusal(folder)
+
+
+def test_checkpoints_that_other_programs_convert(tmp_path: Path) -> None:
+    """Each with the command that does it."""
+    megatron = tmp_path / "iter_0000012"
+    place(megatron, [".metadata", "common.pt", "metadata.json", "__0_0.distcp"])
+    bridge = "python examples/conversion/convert_checkpoints.py export --hf-model BASE "
+    assert refusal(megatron).endswith(
+        f"found a distributed checkpoint of Megatron; export with Megatron Bridge: {bridge}"
+        f"--megatron-path {megatron} --hf-path {megatron}-hf"
+    )
+    verl = tmp_path / "global_step_12"
+    place(verl, ["actor/dist_ckpt/.metadata", "actor/dist_ckpt/common.pt"])
+    assert refusal(verl).endswith(
+        "merge it: python -m verl.model_merger merge --backend megatron --local_dir "
+        f"{verl}/actor --target_dir {verl}-hf"
+    )
+    trainer = tmp_path / "checkpoint-12"
+    place(trainer, ["zero_to_fp32.py", "latest", "global_step12/mp_rank_00_model_states.pt"])
+    assert refusal(trainer).endswith(
+        f"python {trainer}/zero_to_fp32.py {trainer} {trainer}-hf --safe_serialization"
+    )
+    inside = trainer / "global_step12"
+    assert refusal(inside).endswith(
+        f"python {trainer}/zero_to_fp32.py {trainer} {inside}-hf --safe_serialization --tag "
+        "global_step12"
+    )
 
 
 def test_pickles_are_never_opened(tmp_path: Path) -> None:

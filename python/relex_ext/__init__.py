@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from relex_ext.errors import EvaluationError, InputError, OutputError, RelexError
     from relex_ext.evidence.verdict import Verdict, judge
     from relex_ext.forecasts import Component, Weights
+    from relex_ext.gathering.run import Gathered, gather
     from relex_ext.inmemory import Rank1, combine_tensors, gram, rank1
     from relex_ext.job import Extrapolation
     from relex_ext.listing import ListedStep, list_checkpoints
@@ -31,6 +32,7 @@ _HOME = {
     "Component": "forecasts",
     "EvaluationError": "errors",
     "Extrapolation": "job",
+    "Gathered": "gathering.run",
     "InputError": "errors",
     "ListedStep": "listing",
     "OutputError": "errors",
@@ -47,6 +49,7 @@ _HOME = {
     "extrapolate": "pipeline",
     "extrapolate_module": "modules",
     "forecast": "pipeline",
+    "gather": "gathering.run",
     "gram": "inmemory",
     "judge": "evidence.verdict",
     "list_checkpoints": "listing",
@@ -61,6 +64,7 @@ __all__ = [
     "Component",
     "EvaluationError",
     "Extrapolation",
+    "Gathered",
     "InputError",
     "ListedStep",
     "OutputError",
@@ -78,6 +82,7 @@ __all__ = [
     "extrapolate",
     "extrapolate_module",
     "forecast",
+    "gather",
     "gram",
     "judge",
     "list_checkpoints",

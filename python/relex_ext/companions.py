@@ -30,11 +30,11 @@ def companions_of(trajectory: Trajectory, dtype: str | None) -> dict[str, bytes]
     for checkpoint in (trajectory.base, trajectory.newest):
         found |= companions_in(checkpoint.folder, COMPANIONS)
         if CONFIG in found and dtype is not None:
-            found[CONFIG] = _with_dtype(checkpoint.folder / CONFIG, found[CONFIG], dtype)
+            found[CONFIG] = config_with_dtype(checkpoint.folder / CONFIG, found[CONFIG], dtype)
     return dict(sorted(found.items()))
 
 
-def _with_dtype(path: Path, config: bytes, dtype: str) -> bytes:
+def config_with_dtype(path: Path, config: bytes, dtype: str) -> bytes:
     """config.json naming the dtype that was asked for, under the key it uses."""
     try:
         described = json.loads(config)

@@ -6,6 +6,7 @@ By the names of a folder's files, by what its index and headers note, and by the
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -14,15 +15,32 @@ from relex_ext import strictjson
 from relex_ext.dtypes import CARRIED
 from relex_ext.errors import InputError
 from relex_ext.headers import Header, TensorEntry
+from relex_ext.pieces import DCP, MEGATRON, UNFINISHED, VERL, VERL_MEGATRON, place_in
+from relex_ext.trainers import step_of
 
 Table = Mapping[tuple[str, ...], str]
 """Patterns of file names → what a folder with one of them is, and what to do."""
 
 _ADAPTER = "a PEFT (LoRA) adapter; merge it first (merge_and_unload) and save the whole model"
 _DELTA = "what changed since another step, sent to update weights; apply it and save all weights"
-_DCP = "a torch distributed checkpoint; gather it (dcp_to_torch_save) and save_pretrained"
 _PARTS = "parts of tensors, one file for each rank; consolidate them (HuggingFaceStorageWriter)"
+_MEGATRON_BRIDGE = (
+    "export with Megatron Bridge: python examples/conversion/convert_checkpoints.py export "
+    "--hf-model BASE --megatron-path {place} --hf-path {folder}-hf"
+)
 _QUANTISED = "quantised weights; save them as float32, float16 or bfloat16"
+
+IN_PIECES: Mapping[str, str] = {
+    DCP: "a torch distributed checkpoint in {place}; gather it: {gather}",
+    VERL: "the rank shards of verl's FSDP in {place}; gather them: {gather}",
+    MEGATRON: "a distributed checkpoint of Megatron; " + _MEGATRON_BRIDGE,
+    VERL_MEGATRON: "a distributed checkpoint of verl's Megatron; merge it: python -m "
+    "verl.model_merger merge --backend megatron --local_dir {folder}/actor "
+    "--target_dir {folder}-hf",
+    UNFINISHED: "a torch distributed checkpoint in {place} without .metadata, which is written "
+    "last; finish the saving or leave the step out",
+}
+"""Kinds of checkpoints in pieces → what they are, and the command that makes them whole."""
 
 BESIDE: Table = {
     ("adapter_config.json", "adapter_model.*"): _ADAPTER,
@@ -37,13 +55,20 @@ INSTEAD: Table = {
     ),
     ("delta*.safetensors*", "*.patch.safetensors", "sparse_manifest.json", "*.wdelta"): _DELTA,
     ("shard-*.safetensors", "sharded"): _PARTS,  # torch's HuggingFaceStorageWriter
-    ("*.distcp", ".metadata", "pytorch_model_fsdp_*"): _DCP,
-    ("model_world_size_*_rank_*.pt",): (
-        "the rank shards of verl's FSDP; merge them first (python -m verl.model_merger)"
+    ("pytorch_model_fsdp_*",): (
+        "the rank shards of accelerate's FSDP, or none yet; train with state_dict_type "
+        "SHARDED_STATE_DICT and use_dcp, or FULL_STATE_DICT"
     ),
-    ("mp_rank_*", "*_model_states.pt", "zero_pp_rank_*", "zero_to_fp32.py"): (
-        "the rank shards of Megatron or DeepSpeed; convert them first (Megatron Bridge, "
-        "zero_to_fp32.py)"
+    ("zero_to_fp32.py",): (
+        "the rank shards of DeepSpeed; convert them: python {folder}/zero_to_fp32.py {folder} "
+        "{folder}-hf --safe_serialization"
+    ),
+    ("*_model_states.pt", "zero_pp_rank_*"): (
+        "the rank shards of DeepSpeed; convert them: python {run}/zero_to_fp32.py {run} "
+        "{folder}-hf --safe_serialization --tag {name}"
+    ),
+    ("mp_rank_*",): (
+        "the rank shards of Megatron's own format; save in torch_dist and " + _MEGATRON_BRIDGE
     ),
     ("consolidated*",): "weights in their maker's own format; convert them with transformers",
     ("*.gguf",): "GGUF, usually quantised; take the model that it was made from",
@@ -72,6 +97,9 @@ def check_beside(folder: Path, names: Sequence[str]) -> None:
 
 def check_instead(folder: Path, names: Sequence[str], expected: str) -> None:
     """Say what a folder without weights has in their place, if that is known."""
+    if (place := place_in(folder)) is not None:
+        found = _with_paths(IN_PIECES[place.kind], folder, place.folder)
+        raise InputError(f"{folder}: expected {expected}, found {found}")
     _refuse(folder, expected, INSTEAD, names)
     for name in names:
         if _matches(name, PICKLES) and not TRAINER_STATE.fullmatch(name):
@@ -125,7 +153,19 @@ def _refuse(folder: Path, expected: str, table: Table, names: Sequence[str]) -> 
     for patterns, found in table.items():
         for name in names:
             if _matches(name, patterns):
+                found = _with_paths(found, folder, folder)
                 raise InputError(f"{folder}: expected {expected}, found {name}: {found}")
+
+
+def _with_paths(found: str, folder: Path, place: Path) -> str:
+    """The commands in it are for this folder, and may be pasted into a shell."""
+    one = step_of(folder.name) is None
+    run, source = (folder, f"0={folder}") if one else (folder.parent, f"{folder.parent}")
+    gather = f"relex gather {shlex.quote(source)} --out {shlex.quote(f'{run}-gathered')}"
+    return found.format(
+        folder=shlex.quote(str(folder)), place=shlex.quote(str(place)),
+        run=shlex.quote(str(folder.parent)), name=shlex.quote(folder.name), gather=gather,
+    )  # fmt: skip
 
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:

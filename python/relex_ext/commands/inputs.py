@@ -15,10 +15,15 @@ def add_inputs(parser: argparse.ArgumentParser) -> None:
         help="the run folder with its step folders; several times: the phases of one training, "
         "which count on, or STEP=DIR",
     )  # fmt: skip
-    group.add_argument(
+    add_selection(group)
+
+
+def add_selection(parser: argparse._ActionsContainer) -> None:
+    """Which of a run's checkpoints."""
+    parser.add_argument(
         "--until", type=int, metavar="STEP", help="use the checkpoints up to this step"
     )
-    group.add_argument(
+    parser.add_argument(
         "--steps", type=_steps, metavar="A,B,…", help="use exactly the checkpoints of these steps"
     )
 
