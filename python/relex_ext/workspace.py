@@ -52,6 +52,8 @@ class Workspace:
     """
 
     journal: Journal
+    joins = False
+    """Another process makes the output's files; this one opens them."""
 
     def __init__(self, out: Path, job: Mapping[str, Any], check: Callable[[], None]) -> None:
         """``job``: everything that decides the bytes; ``check``: raises if ``out`` may not be
@@ -110,6 +112,17 @@ class Workspace:
         if not self._published:
             remove_folders(self._created)
 
+    def begun(self) -> None:
+        """The output's files are there: other processes may open them."""
+
+    def ended(self) -> None:
+        """This process's share is done and durable. Who comes back from here with all shares done
+        completes the output.
+
+        Raises:
+            Unfinished: somebody else will.
+        """
+
     def publish(self, made: str) -> None:
         """Give ``path/made``, which is durable, the output's name. An output that was there before
         is there until then."""
@@ -142,8 +155,8 @@ class Workspace:
             replaced.rename(self.out)
             sync_folder(self.out.parent)
 
-    def _take(self) -> None:
-        """Have the folder, alone, and make sure that it is one of ours."""
+    def _take(self, lock: int = fcntl.LOCK_EX) -> None:
+        """Have the folder, alone or with others, and make sure that it is one of ours."""
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
         while True:
             try:
@@ -154,7 +167,7 @@ class Workspace:
             except OSError as error:
                 raise OutputError(f"{self.path}: cannot be made: {error.strerror}") from error
             try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(self._lock, lock | fcntl.LOCK_NB)
             except BlockingIOError:
                 self._unlock()
                 raise OutputError(f"{self.out}: another relex is writing it") from None
