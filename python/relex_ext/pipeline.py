@@ -95,19 +95,21 @@ def scan(
         trajectory, plan, choice, {"scan": rank, "delta_dtype": deltas, "nonfinite": nonfinite}
     )
     layout = planned_layout(trajectory, plan, rank, deltas)
-    with world.workspace(place, job, check) as work:
-        with ScanFile(work.path / SCAN, layout, work.journal, work.joins) as file:
-            work.begun()
-            scanning = make(file)
-            file.flush()
-            work.ended()
+    with (
+        world.workspace(place, job, check) as work,
+        ScanFile(work.path / SCAN, layout, work.journal, work.joins) as file,
+    ):
+        work.begun()
+        scanning = make(file)
+        file.flush()
+        work.ended()
 
-            def complete() -> None:
-                scanning.take_over()
-                file.complete()
-                work.publish(SCAN)
+        def complete() -> None:
+            scanning.take_over()
+            file.complete()
+            work.publish(SCAN)
 
-            world.agree(complete)
+        world.agree(complete)
     return Scan.load(place)
 
 

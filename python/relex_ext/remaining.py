@@ -102,7 +102,7 @@ class Remaining:
             replace(item, solver="none") if item.tensor.name in scanning.found else item
             for item in self._left()
         ]
-        self._run(items, work, stay=True)
+        self._run(items, work, keep=True)
         for others in self._world.gather(fitted):
             fitted.update(others)
 
@@ -158,9 +158,9 @@ class Remaining:
         items: Sequence[TensorPlan],
         work: Callable[[Run, TensorPlan], None],
         rows: Rows | None = None,
-        stay: bool = False,
+        keep: bool = False,
     ) -> None:
-        mine = tuple(self._world.share(self._plan, items, stay))
+        mine = tuple(self._world.share(self._plan, items, keep))
         run_plan(
             replace(self._plan, tensors=mine), self._choice, self._trajectory.steps,
             self._rank, self._output, self._tick, work, rows, self._world,

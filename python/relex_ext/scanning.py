@@ -50,7 +50,9 @@ class Scanning:
             self.found = {name: self.found[name] for name in names if name in self.found}
 
     def _take(self) -> None:
-        for tensor in self._trajectory.trained if self._file is not None else ():
+        if self._file is None:
+            return
+        for tensor in self._trajectory.trained:
             if tensor.name not in self.found:
                 found = self._file.take(tensor.name, len(self._trajectory.steps), self._rank)
                 if found is not None:

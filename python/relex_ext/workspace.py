@@ -155,27 +155,39 @@ class Workspace:
             replaced.rename(self.out)
             sync_folder(self.out.parent)
 
-    def _take(self, lock: int = fcntl.LOCK_EX) -> None:
-        """Have the folder, alone or with others, and make sure that it is one of ours."""
-        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    def _take(self) -> None:
+        """Have the folder, alone, and make sure that it is one of ours."""
         while True:
-            try:
-                self.path.mkdir(exist_ok=True)
-                self._lock = os.open(self.path, flags)
-            except FileNotFoundError:  # who had it before has just removed it
+            if not self._reach():
                 continue
-            except OSError as error:
-                raise OutputError(f"{self.path}: cannot be made: {error.strerror}") from error
-            try:
-                fcntl.flock(self._lock, lock | fcntl.LOCK_NB)
-            except BlockingIOError:
-                self._unlock()
-                raise OutputError(f"{self.out}: another relex is writing it") from None
-            except OSError:
-                pass  # a file system without locks
+            self._hold(fcntl.LOCK_EX)
             if self._is_mine():
                 break
             self._unlock()
+        self._check_ours()
+
+    def _reach(self) -> bool:
+        """Open the folder; False if who had it before has just removed it."""
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            self.path.mkdir(exist_ok=True)
+            self._lock = os.open(self.path, flags)
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise OutputError(f"{self.path}: cannot be made: {error.strerror}") from error
+        return True
+
+    def _hold(self, lock: int) -> None:
+        try:
+            fcntl.flock(self._lock, lock | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._unlock()
+            raise OutputError(f"{self.out}: another relex is writing it") from None
+        except OSError:
+            pass  # a file system without locks
+
+    def _check_ours(self) -> None:
         found = sorted(entry.name for entry in self.path.iterdir())
         if found and JOURNAL not in found:
             self._unlock()

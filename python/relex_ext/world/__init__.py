@@ -4,9 +4,9 @@ torchrun.py has those that talk to each other, tasks.py those that only share a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import Any, TypeVar
 
 from relex_ext.backends import Choice
@@ -26,6 +26,9 @@ class World:
     together_here = 1
     """Of them on this machine, among which its processors and memory are divided."""
 
+    speaks = True
+    """This process tells the user how it went."""
+
     def __init__(self, span: int = SPAN) -> None:
         """``span``: columns by which tensors are summed and shared out: the same in every world
         that is to make the same bytes."""
@@ -34,7 +37,12 @@ class World:
     def __enter__(self) -> World:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         pass
 
     # ---- what it may use -----------------------------------------------------------------------
@@ -62,11 +70,6 @@ class World:
     def check(self) -> None:
         """Raise if another process has failed, as far as that is known."""
 
-    @contextmanager
-    def in_turn(self) -> Iterator[None]:
-        """The first process, then the others: what is wrong for all is told once."""
-        yield
-
     def agree(self, make: Callable[[], T]) -> T:
         """What the first process makes, for all."""
         return make()
@@ -77,9 +80,7 @@ class World:
 
     # ---- who does what -------------------------------------------------------------------------
 
-    def workspace(
-        self, out: Path, job: Mapping[str, Any], check: Callable[[], None]
-    ) -> Workspace:
+    def workspace(self, out: Path, job: Mapping[str, Any], check: Callable[[], None]) -> Workspace:
         """This process's way into the folder where they make the output."""
         return Workspace(out, job, check)
 
@@ -87,8 +88,8 @@ class World:
         """Those of which this process looks whether they are done."""
         return plan.tensors
 
-    def share(self, plan: Plan, left: Sequence[TensorPlan], stay: bool = False) -> list[TensorPlan]:
-        """What of the ``left`` tensors this process does; ``stay``: parts that fit into memory may
+    def share(self, plan: Plan, left: Sequence[TensorPlan], keep: bool = False) -> list[TensorPlan]:
+        """What of the ``left`` tensors this process does; ``keep``: parts that fit into memory may
         stay there between scan and combine."""
         return list(left)
 
