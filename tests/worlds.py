@@ -1,7 +1,4 @@
-"""Jobs that several processes do together, and such processes.
-
-``python -c "import worlds; worlds.work(…)"`` is one of them, as ``torchrun`` would start it.
-"""
+"""Jobs that several processes do together, and such processes."""
 
 from __future__ import annotations
 
@@ -10,17 +7,19 @@ import os
 import signal
 import socket
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
 import children
 from folders import MODEL, SHARDS, RunFolder, Spec, make_run, raw, write_model
 from relex_ext import RelexError, Weights, _core, combine, extrapolate, scan
+from relex_ext.cli import main
 from relex_ext.journal import Journal
 from relex_ext.world import World
 from relex_ext.world.opening import open_world
@@ -60,7 +59,7 @@ def make_inputs(root: Path) -> Inputs:
     words = tensors["model.big"].words.copy()
     words[150_000:150_003] = 0x7FC0
     tensors["model.big"] = raw(words, "BF16", MODEL_["model.big"].shape)
-    write_model(made.folder(40), tensors)
+    write_model(made.folder(40), tensors, shards)
     scan(found.run.base, found.run.checkpoints, out=found.scan, world=World(SPAN), progress=False)
     return found
 
@@ -128,63 +127,94 @@ REFUSED: Mapping[str, Job] = {
 # ---- processes ---------------------------------------------------------------------------------
 
 
-def work(root: str, out: str, *names: str) -> None:
-    """Do jobs with the others, each in a world of its own."""
+def work(root: str, out: str, *names: str) -> int:
+    """Do jobs with the others, each in a world of its own: ``JOB`` or ``JOB@PLACE``."""
     for name in names:
-        job = {**JOBS, **REFUSED}[name]
+        job, _, place = name.partition("@")
         try:
             with open_world("torchrun", span=SPAN) as world:
-                job(inputs_in(Path(root)), Path(out) / name, world)
+                {**JOBS, **REFUSED}[job](inputs_in(Path(root)), Path(out) / (place or job), world)
         except RelexError as error:
             said = {"kind": type(error).__name__, "line": str(error)}
-            (Path(out) / f"{name}.{os.environ['RANK']}").write_text(json.dumps(said))
+            (Path(out) / f"{job}.{os.environ['RANK']}").write_text(json.dumps(said))
+    return 0
 
 
-def work_until(root: str, out: str, name: str, victim: str, entries: str) -> None:
+def work_until(victim: str, entries: str, *arguments: str) -> int:
     """The same; one of them is killed before it makes such an entry in its journal."""
-    add, left = Journal.add, int(entries)
+    add, turn = Journal.add, count()
 
     def dying(self: Journal, *entry: Any) -> None:
-        nonlocal left
-        left -= 1
-        if left < 0:
+        if next(turn) >= int(entries):
             os.kill(os.getpid(), signal.SIGKILL)
         add(self, *entry)
 
     if os.environ["RANK"] == victim:
-        Journal.add = dying  # type: ignore[method-assign]
+        setattr(Journal, "add", dying)  # noqa: B010
     with open_world("torchrun", span=SPAN) as world:
+        root, out, name = arguments
         JOBS[name](inputs_in(Path(root)), Path(out) / name, world)
+    return 0
 
 
-def launch(size: int, code: str, *arguments: object) -> list[tuple[int, str, str]]:
-    """Run code in so many processes; of each its exit status, stdout and stderr."""
+@dataclass(frozen=True)
+class Ended:
+    """``status``: or minus the signal."""
+
+    status: int
+    out: str
+    err: str
+
+
+def launch(size: int, folder: Path, kind: str, *arguments: object) -> list[Ended]:
+    """So many processes, which share one import of torch. ``kind``: work, work_until, or relex for
+    the command line; ``folder``: a new one, for what they print."""
+    folder.mkdir()
+    said = children.printed(
+        "import sys, worlds; worlds.fork(*sys.argv[1:])", size, folder, kind, *arguments
+    )
+    files = [[folder / f"{rank}.{kind}" for kind in ("out", "err")] for rank in range(size)]
+    return [
+        Ended(os.waitstatus_to_exitcode(status), *(file.read_text() for file in pair))
+        for status, pair in zip(json.loads(said), files, strict=True)
+    ]
+
+
+def fork(size: str, folder: str, kind: str, *arguments: str) -> None:
+    os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"
+    import torch.distributed  # noqa: F401
+
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    with ExitStack() as stack:
-        processes = [
-            stack.enter_context(
-                children.start(
-                    code, *arguments, RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size),
-                    LOCAL_WORLD_SIZE=str(size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
-                    TORCHELASTIC_RUN_ID="here", OMP_NUM_THREADS="1",
-                )
-            )
-            for rank in range(size)
-        ]  # fmt: skip
-        said = [process.communicate(timeout=100) for process in processes]
-        return [(p.returncode, *texts) for p, texts in zip(processes, said, strict=True)]
+    pids = []
+    for rank in range(int(size)):
+        os.environ |= {
+            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": size,
+            "LOCAL_WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+            "TORCHELASTIC_RUN_ID": "here",
+        }  # fmt: skip
+        pids.append(os.fork() or _child(Path(folder), str(rank), kind, arguments))
+    print(json.dumps([os.waitpid(pid, 0)[1] for pid in pids]))
 
 
-WORK = "import sys, worlds; worlds.work(*sys.argv[1:])"
-WORK_UNTIL = "import sys, worlds; worlds.work_until(*sys.argv[1:])"
-CLI = "import sys; from relex_ext.cli import main; sys.exit(main(sys.argv[1:]))"
+def _child(folder: Path, rank: str, kind: str, arguments: Sequence[str]) -> NoReturn:
+    status = 1
+    try:
+        for number, name in ((1, "out"), (2, "err")):
+            with (folder / f"{rank}.{name}").open("wb") as file:
+                os.dup2(file.fileno(), number)
+        does = {"work": work, "work_until": work_until, "relex": lambda *argv: main(argv)}
+        status = does[kind](*arguments)
+    except RelexError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
 
 
-def do(size: int, root: Path, out: Path, names: Sequence[str]) -> None:
-    """Jobs done by so many processes."""
-    for status, _, said in launch(size, WORK, root, out, *names):
-        if status != 0:
-            print(said, file=sys.stderr)
-        assert status == 0
+if __name__ == "__main__":  # torchrun
+    sys.exit(work(*sys.argv[1:]))

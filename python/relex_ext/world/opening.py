@@ -40,6 +40,8 @@ def open_world(
         for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
             if name not in os.environ:
                 raise InputError(f"world: torchrun sets {name}, which is not there")
+        # Of a process that is gone torch prints a page; ours is a line.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         from relex_ext.world.torchrun import TorchWorld
 
         return TorchWorld(span)

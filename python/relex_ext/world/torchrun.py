@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -44,13 +45,13 @@ T = TypeVar("T")
 TIMEOUT = timedelta(hours=6)
 """The longest that one process waits for another; a process that dies is noticed at once."""
 
-GRACE = timedelta(seconds=10)
+GRACE = timedelta(seconds=5)
 """How long a failing process waits for the others to have noticed."""
 
 LOOK = 0.5
 """Seconds between looks at the store."""
 
-FAILURE, TOLD, LEFT = "failure", "told", "left"
+FAILURE, TOLD, HEARD, LEFT = "failure", "told", "heard", "left"
 
 
 _WORLDS = count()
@@ -122,21 +123,20 @@ class TorchWorld(World):
             return
         first = self.failed(error)
         if self.rank == 0:
-            try:
-                self._store.set(TOLD, "")
-            except RuntimeError:
-                pass  # nobody is there any more
+            self._tell(first)
             if isinstance(first, (Failed, Lost)) and first is not error:
                 raise first from error
             return
-        try:
-            self._store.wait([TOLD], GRACE)
-        except RuntimeError:
-            pass  # the first process is gone
         if isinstance(error, KeyboardInterrupt):
             raise SystemExit(130) from error
-        if isinstance(error, (RelexError, OSError)):
-            raise Told(str(first)) from error
+        if not isinstance(error, (RelexError, OSError)):
+            return
+        try:
+            self._store.wait([TOLD], GRACE)
+            self._store.add(HEARD, 1)
+        except RuntimeError:  # the first process is gone, and cannot tell
+            raise first from error
+        raise Told(str(first)) from error
 
     # ---- failures ------------------------------------------------------------------------------
 
@@ -151,7 +151,7 @@ class TorchWorld(World):
         """Tell the others, unless they know of another one. The error that all of them end with."""
         if self._failure is None:
             self._failure = error
-            if not isinstance(error, (Failed, Lost)):
+            if not isinstance(error, Failed):
                 said = {
                     "rank": self.rank, "host": socket.gethostname(),
                     "line": str(error) or type(error).__name__,
@@ -176,13 +176,25 @@ class TorchWorld(World):
             pass
 
     def wait_until_left(self) -> None:
-        """Until all others have, or might be dead."""
+        self._wait_for_all(LEFT)
+
+    def _tell(self, first: BaseException) -> None:
+        """The first process is about to tell the user. It may be what keeps the store."""
+        try:
+            self._store.set(TOLD, "")
+        except RuntimeError:
+            return  # nobody is there any more
+        if not isinstance(first, Lost):
+            self._wait_for_all(HEARD)
+
+    def _wait_for_all(self, word: str) -> None:
+        """Until all others have said so, or might be dead."""
         until = time.monotonic() + GRACE.total_seconds()
         try:
-            while self._store.add(LEFT, 0) < self.size - 1 and time.monotonic() < until:
+            while self._store.add(word, 0) < self.size - 1 and time.monotonic() < until:
                 time.sleep(0.02)
         except RuntimeError:
-            pass
+            pass  # nobody is there any more
 
     def _news(self) -> RelexError:
         return _failure(self._store.get(FAILURE))
@@ -192,11 +204,12 @@ class TorchWorld(World):
         try:
             return do()
         except RuntimeError as error:
+            news: RelexError = Lost(f"another process is gone: {_first_words(error)}")
             try:
-                self._store.wait([FAILURE], GRACE)
-                news = self._news()
+                if self._store.check([FAILURE]):  # it was told before connections were closed
+                    news = self._news()
             except RuntimeError:
-                news = Lost(f"another process is gone: {str(error).partition(chr(10))[0]}")
+                pass  # the first process is gone
             raise news from error
 
     def _disconnect(self) -> None:
@@ -297,3 +310,8 @@ def _failure(said: bytes | str) -> Failed:
     kind = FailedResumable if first["resumable"] else Failed
     where = f"process {first['rank']} on {first['host']}: " if first["rank"] else ""
     return kind(where + first["line"])
+
+
+def _first_words(error: RuntimeError) -> str:
+    """Without the place in torch's source before, and the advice behind."""
+    return re.sub(r"^\[[^]]*\] ", "", str(error)).partition("\n")[0].partition(". ")[0]
