@@ -10,17 +10,18 @@ from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import children
-from folders import digest, listing, published
-from relex_ext import extrapolate
+from folders import digest, listing, published, read_model
+from relex_ext import scan
 from relex_ext.plan import TensorPlan, make_plan
 from relex_ext.trajectory import open_trajectory
 from relex_ext.workspace import workspace_of
 from relex_ext.world import World
 from relex_ext.world.partition import cut_large, shares_of
-from worlds import JOBS, REFUSED, SPAN, TARGETS, Ended, Inputs, inputs_in, launch, make_inputs
+from worlds import JOBS, REFUSED, SPAN, STEPS, Ended, Inputs, inputs_in, launch, make_inputs
 
 KILLED = {"first": 0, "other": 1}
 """Whose death → its rank, of two."""
@@ -196,13 +197,27 @@ def test_power_iteration_stays_whole(inputs: Inputs) -> None:
     assert [one.part for one in parts] == [None] * len(parts)
 
 
-def test_memory_does_not_decide_who_does_what(inputs: Inputs, tmp_path: Path) -> None:
-    """Nor does the span matter to tensors within one."""
-    small = {"memory_limit": "3MiB", "progress": False, "threads": 1}
+def test_windows_keep_to_spans(inputs: Inputs) -> None:
+    for item in cut_large(plan_of(inputs), 3):
+        begin, end = item.columns
+        bounds = [begin, *(stop for _, stop in item.windows)]
+        assert [start for start, _ in item.windows] == bounds[:-1] and bounds[-1] == end
+        assert all(start // SPAN == (stop - 1) // SPAN for start, stop in item.windows)
+
+
+def test_sums_over_spans(inputs: Inputs) -> None:
+    """Against float64; and other windows, other threads, same bits."""
     run = inputs.run
-    for name, options in {"a": small, "b": {"progress": False}}.items():
-        extrapolate(run.base, run.checkpoints, TARGETS, tmp_path / name, **options)
-    assert digest(tmp_path / "a") == digest(tmp_path / "b")
+    options = {"world": World(SPAN), "progress": False}
+    found = scan(run.base, run.checkpoints, memory_limit="3MiB", threads=1, **options)
+    again = scan(run.base, run.checkpoints, memory_limit="1GiB", threads=2, **options)
+    base = read_model(run.base)
+    steps = [read_model(run.folder(step)) for step in STEPS]
+    for name in ("model.big", "model.other"):
+        assert base[name].values.size > 4 * SPAN
+        deltas = np.stack([step[name].values - base[name].values for step in steps])
+        np.testing.assert_allclose(found.grams[name], deltas @ deltas.T, rtol=1e-6)
+        assert found.grams[name].tobytes() == again.grams[name].tobytes()
 
 
 def test_torch_is_not_imported_for_one_process(inputs: Inputs, tmp_path: Path) -> None:
