@@ -10,11 +10,13 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from itertools import count
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
+import pytest
 
 import children
 from folders import MODEL, SHARDS, RunFolder, Spec, make_run, raw, write_model
@@ -150,7 +152,7 @@ def work_until(victim: str, entries: str, *arguments: str) -> int:
         add(self, *entry)
 
     if os.environ["RANK"] == victim:
-        setattr(Journal, "add", dying)  # noqa: B010
+        pytest.MonkeyPatch().setattr(Journal, "add", dying)
     with open_world("torchrun", span=SPAN) as world:
         root, out, name = arguments
         JOBS[name](inputs_in(Path(root)), Path(out) / name, world)
@@ -182,8 +184,7 @@ def launch(size: int, folder: Path, kind: str, *arguments: object) -> list[Ended
 
 def fork(size: str, folder: str, kind: str, *arguments: str) -> None:
     os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"
-    import torch.distributed  # noqa: F401
-
+    import_module("torch.distributed")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

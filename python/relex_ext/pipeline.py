@@ -58,8 +58,8 @@ def scan(
         until, steps: which checkpoints to use.
         rank: pairs to find where ``solver`` is ``"power"``.
         solver: ``"gram"``, ``"power"`` (T × rank numbers a tensor instead of T²) or ``"auto"``.
-        backend, device, memory_limit, device_memory, io, threads, delta_dtype, nonfinite: see
-            :func:`extrapolate`.
+        backend, device, memory_limit, device_memory, io, threads, delta_dtype, nonfinite, world:
+            see :func:`extrapolate`.
 
     With ``out``, a call that was interrupted or killed goes on when it is repeated.
 
@@ -300,6 +300,7 @@ def extrapolate(
         overwrite: replace an ``out`` that relex wrote.
         dry_run: plan only; write nothing.
         progress: show a progress bar.
+        world: the processes that share the work (docs/world.md); by default this one is alone.
 
     Returns:
         Where the checkpoints are, the weights behind them and the record kept in ``relex.json``.

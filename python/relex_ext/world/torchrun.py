@@ -2,18 +2,11 @@
 
 What goes through it is small: solvers, sums of T × T over spans, weights, the news of a failure.
 Bytes of checkpoints never do.
-
-A process that fails puts its line into the store, which outlives its connections, and closes these:
-whoever waits for it wakes up and finds the line there; who computes looks for it now and then. The
-first process prints it, the others end in silence.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import re
-import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -31,12 +24,13 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from relex_ext.backends import Choice
-from relex_ext.errors import InputError, RelexError, Resumable, Told
+from relex_ext.errors import InputError, RelexError, Told
 from relex_ext.journal import difference
 from relex_ext.plan import Plan, TensorPlan
 from relex_ext.room import SPAN
 from relex_ext.workspace import Workspace
 from relex_ext.world import World
+from relex_ext.world.news import Failed, Lost, News
 from relex_ext.world.partition import cut_large, shares_of, stay
 from relex_ext.world.workspaces import Joined, Led
 
@@ -45,14 +39,8 @@ T = TypeVar("T")
 TIMEOUT = timedelta(hours=6)
 """The longest that one process waits for another; a process that dies is noticed at once."""
 
-GRACE = timedelta(seconds=5)
-"""How long a failing process waits for the others to have noticed."""
-
 LOOK = 0.5
 """Seconds between looks at the store."""
-
-FAILURE, TOLD, HEARD, LEFT = "failure", "told", "heard", "left"
-
 
 _WORLDS = count()
 """A process may be in several, one after the other."""
@@ -63,18 +51,6 @@ def _meeting_place(timeout: timedelta) -> Store:
     """The store that torchrun, or the first process, keeps for all."""
     store, _, _ = next(rendezvous("env://", timeout=timeout))
     return cast(Store, store)
-
-
-class Lost(RelexError, Resumable):
-    """Another process is gone without a word."""
-
-
-class Failed(RelexError):
-    """Another process failed: its line."""
-
-
-class FailedResumable(Failed, Resumable):
-    """The same, where what is done until then is good."""
 
 
 class TorchWorld(World):
@@ -104,7 +80,7 @@ class TorchWorld(World):
         self._sums_on_gpu = nccl
         store = _meeting_place(self._timeout)
         number = next(_WORLDS)
-        self._store = PrefixStore(f"relex-{number}", store)
+        self._news = News(PrefixStore(f"news-{number}", store), self.rank, self.size)
         distributed.init_process_group(
             "cpu:gloo,cuda:nccl" if nccl else "gloo", store=PrefixStore(f"group-{number}", store),
             rank=self.rank, world_size=self.size, timeout=self._timeout,
@@ -123,7 +99,7 @@ class TorchWorld(World):
             return
         first = self.failed(error)
         if self.rank == 0:
-            self._tell(first)
+            self._news.tell(first)
             if isinstance(first, (Failed, Lost)) and first is not error:
                 raise first from error
             return
@@ -131,10 +107,7 @@ class TorchWorld(World):
             raise SystemExit(130) from error
         if not isinstance(error, (RelexError, OSError)):
             return
-        try:
-            self._store.wait([TOLD], GRACE)
-            self._store.add(HEARD, 1)
-        except RuntimeError:  # the first process is gone, and cannot tell
+        if not self._news.is_told():
             raise first from error
         raise Told(str(first)) from error
 
@@ -144,73 +117,28 @@ class TorchWorld(World):
         now = time.monotonic()
         if now - self._looked > LOOK:
             self._looked = now
-            if self._call(lambda: self._store.check([FAILURE])):
-                raise self._news()
+            failed = self._call(self._news.look)
+            if failed is not None:
+                raise failed
 
     def failed(self, error: BaseException) -> BaseException:
-        """Tell the others, unless they know of another one. The error that all of them end with."""
         if self._failure is None:
-            self._failure = error
-            if not isinstance(error, Failed):
-                said = {
-                    "rank": self.rank, "host": socket.gethostname(),
-                    "line": str(error) or type(error).__name__,
-                    "resumable": isinstance(
-                        error, (KeyboardInterrupt, SystemExit, Resumable)
-                    ),
-                }  # fmt: skip
-                try:
-                    first = self._store.compare_set(FAILURE, "", json.dumps(said))
-                    if self.rank != 0 and json.loads(first)["rank"] != self.rank:
-                        self._failure = _failure(first)
-                except RuntimeError:
-                    pass  # nobody is there any more
+            self._failure = error if isinstance(error, Failed) else self._news.spread(error)
             self._disconnect()
         return self._failure
 
     def left(self) -> None:
-        """This process has let go of the output's files."""
-        try:
-            self._store.add(LEFT, 1)
-        except RuntimeError:
-            pass
+        self._news.left()
 
     def wait_until_left(self) -> None:
-        self._wait_for_all(LEFT)
-
-    def _tell(self, first: BaseException) -> None:
-        """The first process is about to tell the user. It may be what keeps the store."""
-        try:
-            self._store.set(TOLD, "")
-        except RuntimeError:
-            return  # nobody is there any more
-        if not isinstance(first, Lost):
-            self._wait_for_all(HEARD)
-
-    def _wait_for_all(self, word: str) -> None:
-        """Until all others have said so, or might be dead."""
-        until = time.monotonic() + GRACE.total_seconds()
-        try:
-            while self._store.add(word, 0) < self.size - 1 and time.monotonic() < until:
-                time.sleep(0.02)
-        except RuntimeError:
-            pass  # nobody is there any more
-
-    def _news(self) -> RelexError:
-        return _failure(self._store.get(FAILURE))
+        self._news.wait_until_left()
 
     def _call(self, do: Callable[[], T]) -> T:
         """Something that others take part in."""
         try:
             return do()
         except RuntimeError as error:
-            news: RelexError = Lost(f"another process is gone: {_first_words(error)}")
-            try:
-                if self._store.check([FAILURE]):  # it was told before connections were closed
-                    news = self._news()
-            except RuntimeError:
-                pass  # the first process is gone
-            raise news from error
+            raise self._news.instead_of(error) from error
 
     def _disconnect(self) -> None:
         """Wakes whoever waits for this process."""
@@ -303,15 +231,3 @@ class TorchWorld(World):
                 self._groups[ranks] = self._call(make)
         mine = shares[self.rank]
         return [stay(plan, item) for item in mine] if keep else mine
-
-
-def _failure(said: bytes | str) -> Failed:
-    first = json.loads(said)
-    kind = FailedResumable if first["resumable"] else Failed
-    where = f"process {first['rank']} on {first['host']}: " if first["rank"] else ""
-    return kind(where + first["line"])
-
-
-def _first_words(error: RuntimeError) -> str:
-    """Without the place in torch's source before, and the advice behind."""
-    return re.sub(r"^\[[^]]*\] ", "", str(error)).partition("\n")[0].partition(". ")[0]
