@@ -24,7 +24,7 @@ from relex_ext.commands import (
 )
 from relex_ext.commands import list as list_command
 from relex_ext.commands.inputs import number, whole_number
-from relex_ext.errors import RelexError, printable
+from relex_ext.errors import RelexError, Told, Unfinished, printable
 
 COMMANDS: Mapping[str, Command] = {
     "extrapolate": extrapolate,
@@ -96,6 +96,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with Notes() as notes:
             COMMANDS[args.command].run(args, notes)
+    except Unfinished as rest:
+        print(f"relex: {rest}", file=sys.stderr)
+    except Told:
+        return 2
     except RelexError as error:
         print(f"relex: error: {error}", file=sys.stderr)
         return 2

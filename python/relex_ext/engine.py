@@ -6,8 +6,10 @@ import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from functools import partial
+from functools import partial, reduce
+from operator import add
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +22,8 @@ from relex_ext.nonfinite import describe
 from relex_ext.output import Output
 from relex_ext.plan import TensorPlan
 from relex_ext.stream import Stream
-from relex_ext.trajectory import Tensor
 from relex_ext.windows import Memory, Pass, Results, Window
+from relex_ext.world import World
 from relex_ext.writer import Ticket, Writer, settle
 
 Tick = Callable[[int], None]
@@ -51,8 +53,10 @@ class Run:
         tick: Tick,
         rows: Rows | None = None,
         stop: threading.Event | None = None,
+        world: World | None = None,
     ) -> None:
-        """``stop``: set by others to have this run raise :class:`Stopped` at its next window."""
+        """``stop``: set by others to have this run raise :class:`Stopped` at its next window;
+        ``world``: the processes that share the plan, of which this one has ``items``."""
         self._items = items
         self._steps = steps
         self._backend = backend
@@ -62,6 +66,7 @@ class Run:
         self._tick = tick
         self._rows = rows or {}
         self._stop = stop
+        self._world = world or World()
         self._kept: list[Window] = []
         self._again: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self._writer = Writer()
@@ -152,6 +157,7 @@ class Run:
     def _check_stop(self) -> None:
         if self._stop is not None and self._stop.is_set():
             raise Stopped
+        self._world.check()
 
     def _empty(self, item: TensorPlan) -> NDArray[np.float64] | Spectrum:
         t = len(self._steps)
@@ -161,14 +167,26 @@ class Run:
         return Spectrum(np.eye(t)[:, :k], np.zeros(k), 0.0)
 
     def _gram(self, item: TensorPlan, windows: Iterator[Window]) -> NDArray[np.float64]:
-        t = len(self._steps)
-        sums = self._backend.zeros(t, t)
-        for window in windows:
-            self._backend.gram(window.strips, sums)
-        lower = np.tril(self._backend.fetch(sums))
+        spans = self._spans(item, windows)
+        if item.part is not None:
+            spans = iter(self._world.together(item, list(spans)))
+        lower = np.tril(self._backend.fetch(reduce(add, spans)))
         self._check_finite(item, np.diag(lower))
         gram: NDArray[np.float64] = lower + np.tril(lower, -1).T
         return gram
+
+    def _spans(self, item: TensorPlan, windows: Iterator[Window]) -> Iterator[Any]:
+        """The sums over each span, from zero."""
+        t = len(self._steps)
+        sums = None
+        for window in windows:
+            if sums is not None and window.begin % item.span == 0:
+                yield sums
+                sums = None
+            if sums is None:
+                sums = self._backend.zeros(t, t)
+            self._backend.gram(window.strips, sums)
+        yield sums
 
     def _power(self, item: TensorPlan, read: Callable[[], Iterator[Window]]) -> Spectrum:
         t = len(self._steps)
@@ -247,7 +265,7 @@ class Run:
         results = self._memory.results(self._turn, len(weights), size)
         self._backend.combine(strips, weights, results.addresses, CODES[dtype])
         results.send()
-        task = partial(_write, output, item.tensor, window, results)
+        task = partial(_write, output, item, window, results)
         self._written[self._turn] = self._writer.submit(task)
 
     def _settle(self, turn: int) -> None:
@@ -263,5 +281,6 @@ class Run:
                 self._settle(turn)
 
 
-def _write(output: Output, tensor: Tensor, window: Window, results: Results) -> None:
-    output.write(tensor, window.begin, window.end, results.wait())
+def _write(output: Output, item: TensorPlan, window: Window, results: Results) -> None:
+    whole = item.part is None
+    output.write(item.tensor, window.begin, window.end, results.wait(), whole)

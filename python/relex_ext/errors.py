@@ -51,5 +51,13 @@ class ReadError(InputError, Resumable):
     """A file could not be read this time."""
 
 
+class Told(RelexError):
+    """An error that another process of the same job tells the user."""
+
+
+class Unfinished(Exception, Resumable):
+    """Not an error: this process's part is done, others' are not. The message says which."""
+
+
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C during a run that the same command goes on with; the message says what is kept."""

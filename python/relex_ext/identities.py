@@ -62,5 +62,6 @@ def job_of(
         "options": dict(options),
         "weights": digest,
         "computes": [choice.name, *(name for name in computing if name is not None)],
+        "span": plan.tensors[0].span,
         "solvers": {p.tensor.name: p.solver for p in plan.tensors},
     }

@@ -8,11 +8,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from relex_ext import dtypes
 from relex_ext.advice import verdicts_on, walk_beside
 from relex_ext.applied import weights_file
+from relex_ext.backends import Choice
 from relex_ext.cards import card
 from relex_ext.errors import OutputError
 from relex_ext.evidence.verdict import Verdict
@@ -32,6 +33,8 @@ from relex_ext.scans import Scan
 from relex_ext.steps import PathLike
 from relex_ext.trajectory import Trajectory
 from relex_ext.workspace import Workspace, space_held
+
+Made: TypeAlias = "tuple[Weights, dict[str, Any], dict[float, Verdict]]"
 
 MADE = "output"
 """Where in its workspace an output is made."""
@@ -78,7 +81,7 @@ class Job:
         self.out = Path(out)
         self.machine = machine
         self.dtype = None if dtype is None else dtypes.parse(dtype)
-        self.progress = progress
+        self.progress = progress and machine.world.rank == 0
         folders = [trajectory.base.folder, *(c.folder for c in trajectory.checkpoints)]
         self._check = partial(check_output, self.out, overwrite, folders)
         self._check()
@@ -109,48 +112,91 @@ class Job:
         folders = {k: self.out / name for k, name in zip(self.keys, self.names, strict=True)}
         if dry_run:
             return Extrapolation(self.out, folders, plan, free, weights, {}, str(choice))
-        check_space(self.out, plan.bytes_written, free + space_held(self.out))
-        if keep is not None:
-            _check_keep(keep)
+        world = self.machine.world
+        if world.rank == 0:
+            check_space(self.out, plan.bytes_written, free + space_held(self.out))
+            if keep is not None:
+                _check_keep(keep)
         asked = {**given, "dtype": self.dtype}
         targets = dict(zip(self.names, self.targets, strict=True))
         job = job_of(trajectory, plan, choice, asked, weights, targets)
-        with ExitStack() as stack:
-            place = stack.enter_context(Workspace(self.out, job, self._check))
-            output = stack.enter_context(
-                Output(place.path / MADE, trajectory, self.names, self.dtype, place.journal)
+        with world.workspace(self.out, job, self._check) as place:
+            done, record, verdicts = self._make(
+                place, plan, choice, options, asked, weights, scan, nonfinite, keep
             )
-            tick = stack.enter_context(ProgressBar(plan.bytes_read, "relex", self.progress))
-            left = Remaining(trajectory, plan, choice, options.rank, output, tick)
-            if weights is None:
-                layout = planned_layout(trajectory, plan, options.rank, self.machine.delta_dtype)
-                file = ScanFile(output.folder / SCAN, layout, place.journal)
-                stack.enter_context(file)
-                scanning = Scanning(trajectory, options.rank, nonfinite, file)
-                if apart:
-                    scanning.run(plan, choice, tick)
-                    scan = Scan.of(trajectory, scanning.found, self.machine.delta_dtype)
-                    done = left.combine(weigh_scan(scan, trajectory.steps, self.targets, options))
-                else:
-                    done = left.scan_and_combine(scanning, self.targets, options)
-                file.complete()
-                scan = Scan.load(file.path)
-            else:
-                done = left.combine(weights)
-            verdicts = verdicts_on(scan, trajectory.steps, self.targets, options, done.strengths)
-            record = record_of(trajectory, self.names, plan, choice, done, asked, options.spectral)
-            record["random_walk"] = walk_beside(scan, trajectory.steps)
-            record["verdicts"] = {
-                name: verdicts[target].record()
-                for name, target in zip(self.names, self.targets, strict=True)
-                if target in verdicts
-            }
-            record = output.complete(record, self._cards(done, verdicts), weights_file(done))
-            trajectory.check_unchanged()
-            place.publish(MADE)
-        if keep is not None:
-            _keep(self.out / SCAN, keep)
         return Extrapolation(self.out, folders, plan, free, done, record, str(choice), verdicts)
+
+    def _make(
+        self,
+        place: Workspace,
+        plan: Plan,
+        choice: Choice,
+        options: Options,
+        asked: Mapping[str, Any],
+        weights: Weights | None,
+        scan: Scan | None,
+        nonfinite: str,
+        keep: Path | None,
+    ) -> Made:
+        trajectory, world, rank = self.trajectory, self.machine.world, options.rank
+        with ExitStack() as stack:
+            begun = (place.journal, place.joins)
+            output = stack.enter_context(
+                Output(place.path / MADE, trajectory, self.names, self.dtype, *begun)
+            )
+            file = None
+            if weights is None:
+                layout = planned_layout(trajectory, plan, rank, self.machine.delta_dtype)
+                file = stack.enter_context(ScanFile(output.folder / SCAN, layout, *begun))
+            place.begun()
+            mine = plan.bytes_read // world.size
+            tick = stack.enter_context(ProgressBar(mine, "relex", self.progress))
+            left = Remaining(trajectory, plan, choice, rank, output, tick, world)
+            scanning = Scanning(trajectory, rank, nonfinite, file, world)
+            if plan.apart:
+                scanning.run(plan, choice, tick)
+                place.ended()
+                weights = world.agree(partial(self._weights_of_all, scanning, options))
+            if weights is None:
+                all_weights = left.scan_and_combine(scanning, self.targets, options)
+            else:
+                left.combine(weights)
+                all_weights = partial(_given, weights)
+            left.settle(file)
+            place.ended()
+
+            def complete() -> Made:
+                known = scan
+                if file is not None:
+                    scanning.take_over()
+                    file.complete()
+                    known = Scan.load(file.path)
+                done = all_weights()
+                verdicts = verdicts_on(
+                    known, trajectory.steps, self.targets, options, done.strengths
+                )
+                record = record_of(
+                    trajectory, self.names, plan, choice, done, asked, options.spectral
+                )
+                record["random_walk"] = walk_beside(known, trajectory.steps)
+                record["verdicts"] = {
+                    name: verdicts[target].record()
+                    for name, target in zip(self.names, self.targets, strict=True)
+                    if target in verdicts
+                }
+                record = output.complete(record, self._cards(done, verdicts), weights_file(done))
+                trajectory.check_unchanged()
+                place.publish(MADE)
+                if keep is not None:
+                    _keep(self.out / SCAN, keep)
+                return done, record, verdicts
+
+            return world.agree(complete)
+
+    def _weights_of_all(self, scanning: Scanning, options: Options) -> Weights:
+        scanning.take_over()
+        scan = Scan.of(self.trajectory, scanning.found, self.machine.delta_dtype)
+        return weigh_scan(scan, self.trajectory.steps, self.targets, options)
 
     def _cards(self, weights: Weights, verdicts: Mapping[float, Verdict]) -> list[bytes]:
         base, steps = self.trajectory.base.folder, self.trajectory.steps
@@ -158,6 +204,10 @@ class Job:
         strengths = weights.strengths or [1.0] * len(self.targets)
         found = zip(self.targets, strengths, strict=True)
         return [card(base, steps, t, method, s, verdicts.get(t)) for t, s in found]
+
+
+def _given(weights: Weights) -> Weights:
+    return weights
 
 
 def _check_keep(place: Path) -> None:

@@ -56,13 +56,17 @@ class SizedFile:
     """A file of a known size, its space reserved, written at offsets: a new one, or one that an
     earlier run has begun."""
 
-    def __init__(self, path: Path, layout: Layout) -> None:
+    def __init__(self, path: Path, layout: Layout, made: bool = False) -> None:
+        """``made``: another process has made it and is at work on it, too."""
         self.path = path
         self.layout = layout
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
         with writing(path):
-            self._descriptor = os.open(path, flags, 0o666)
+            self._descriptor = os.open(path, flags if made else flags | os.O_CREAT, 0o666)
             try:
+                if made:
+                    self._check_size()
+                    return
                 if os.fstat(self._descriptor).st_size != layout.size:
                     os.ftruncate(self._descriptor, 0)
                 _core.reserve(self._descriptor, layout.size)
@@ -70,6 +74,14 @@ class SizedFile:
             except BaseException:
                 self.abandon()
                 raise
+
+    def _check_size(self) -> None:
+        size = os.fstat(self._descriptor).st_size
+        if size != self.layout.size:
+            raise OutputError(
+                f"{self.path}: expected {self.layout.size} bytes, as another process has made it, "
+                f"found {size}; do all processes see the same folder?"
+            )
 
     def write(self, offset: int, data: bytes | memoryview) -> None:
         """Write all of ``data``; starts it on its way to the device so that close() is short."""
@@ -95,14 +107,18 @@ class SizedFile:
             digest.update(self.read(at, min(CHUNK, offset + nbytes - at)))
         return digest.hexdigest()
 
-    def close(self) -> None:
+    def flush(self) -> None:
         """Make it durable. In pieces, so that Ctrl-C is answered between them."""
+        with writing(self.path):
+            for at in range(0, self.layout.size, DURABLE_PIECE):
+                piece = min(DURABLE_PIECE, self.layout.size - at)
+                _core.finish_writeback(self._descriptor, at, piece)
+            os.fsync(self._descriptor)
+
+    def close(self) -> None:
+        """The same, and let go of it."""
         try:
-            with writing(self.path):
-                for at in range(0, self.layout.size, DURABLE_PIECE):
-                    piece = min(DURABLE_PIECE, self.layout.size - at)
-                    _core.finish_writeback(self._descriptor, at, piece)
-                os.fsync(self._descriptor)
+            self.flush()
         finally:
             self.abandon()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from relex_ext.backends import Choice, fall_back, gds, open_backends
@@ -12,6 +12,7 @@ from relex_ext.plan import Plan, make_plan
 from relex_ext.room import Devices, DeviceTooSmall
 from relex_ext.sizes import parse_bytes
 from relex_ext.trajectory import Trajectory
+from relex_ext.world import World
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class Machine:
     device_memory: str | int | None
     io: str
     delta_dtype: str = "F32"
+    world: World = field(default_factory=World)
+    """The processes among which the work is shared; memory and threads are each one's."""
 
     def lay_out(self, trajectory: Trajectory, **options: Any) -> tuple[Choice, Plan]:
         """Choose who computes, and plan for it. ``options``: make_plan's.
@@ -32,20 +35,29 @@ class Machine:
         Raises:
             InputError: what was asked for cannot be had, or a limit is too small.
         """
-        choice = open_backends(self.backend, self.threads, self.device, self.delta_dtype)
+        threads = self.world.threads(self.threads)
+        choice = open_backends(self.backend, threads, self.device, self.delta_dtype)
+        choice = self.world.own(choice, self.device)
         try:
             return choice, self._plan(choice, trajectory, options)
         except DeviceTooSmall as error:
             if not choice.fallback or self.device_memory is not None:
                 raise
-            choice = fall_back(self.threads, f"{choice.name}: {error}")
+            choice = fall_back(threads, f"{choice.name}: {error}")
         return choice, self._plan(choice, trajectory, options)
 
     def _plan(self, choice: Choice, trajectory: Trajectory, options: dict[str, Any]) -> Plan:
-        return make_plan(
+        plan = make_plan(
             trajectory, isa=getattr(choice.backends[0], "isa", "scalar"), io=self.io,
-            memory_limit=self.memory_limit, devices=self._devices(choice), **options,
+            memory_limit=self.world.memory_limit(self.memory_limit),
+            devices=self._devices(choice), span=self.world.span, **options,
         )  # fmt: skip
+        if self.world.size == 1:
+            return plan
+        # Which solver depends on a machine's free memory, and the bytes on the solver.
+        solvers = self.world.agree(lambda: [item.solver for item in plan.tensors])
+        tensors = zip(plan.tensors, solvers, strict=True)
+        return replace(plan, tensors=tuple(replace(item, solver=s) for item, s in tensors))
 
     def _devices(self, choice: Choice) -> Devices | None:
         asked = self.device_memory

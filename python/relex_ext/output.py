@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -110,14 +110,17 @@ class Output:
         names: Sequence[str],
         dtype: str | None,
         journal: Journal,
+        made: bool = False,
     ) -> None:
         """``folder``: where it is made; ``names``: of the targets' folders; ``journal``: where a
-        tensor is entered when all targets have it."""
+        tensor is entered when all targets have it; ``made``: another process has made the files
+        and writes some of the tensors."""
         self.folder = folder
         self._trajectory = trajectory
         self._dtype = dtype
         self._names = names
         self._journal = journal
+        self._made = made
         self._companions = companions_of(trajectory, dtype)  # one that is no good is found now
         self._hashes: dict[str, list[Any]] = {}
         self._digests: dict[str, list[str]] = {}
@@ -144,37 +147,70 @@ class Output:
         """The dtype a trained tensor is written in: the newest checkpoint's unless overridden."""
         return self._dtype or tensor.rows[-1].dtype
 
-    def finished(self) -> set[str]:
-        """The tensors that an earlier run has written: whose bytes still are what it noted."""
-        for tensor in self._trajectory.trained:
+    def finished(self, tensors: Iterable[Tensor]) -> set[str]:
+        """Those that an earlier run has written: whose bytes still are what it noted."""
+        for tensor in tensors:
             noted = self._journal.done.get((WRITTEN, tensor.name))
-            if noted is None:
-                continue
-            size = tensor.columns * ITEM_SIZE[self.dtype_of(tensor)]
-            files = [by_tensor[tensor.name] for by_tensor in self._files]
-            if [f.sha256(f.layout.offsets[tensor.name], size) for f in files] == noted:
+            if noted is not None and self._digests_of(tensor) == noted:
                 self._digests[tensor.name] = noted
+                self._journal.confirm(WRITTEN, tensor.name)
         return set(self._digests)
 
-    def write(
-        self, tensor: Tensor, begin: int, end: int, buffers: Sequence[NDArray[np.uint8]]
-    ) -> None:
-        """Write columns [begin, end) of a tensor, one buffer for each target.
+    def _digests_of(self, tensor: Tensor) -> list[str]:
+        """What has been written of it for each target, read again."""
+        size = tensor.columns * ITEM_SIZE[self.dtype_of(tensor)]
+        files = [by_tensor[tensor.name] for by_tensor in self._files]
+        return [file.sha256(file.layout.offsets[tensor.name], size) for file in files]
 
-        Columns come in order; with the last ones the tensor is done. From any thread.
+    def write(
+        self,
+        tensor: Tensor,
+        begin: int,
+        end: int,
+        buffers: Sequence[NDArray[np.uint8]],
+        whole: bool = True,
+    ) -> None:
+        """Write columns [begin, end) of a tensor, one buffer for each target. From any thread.
+
+        Columns come in order; with the last ones the tensor is done. Unless this process does not
+        write the ``whole`` tensor: then :meth:`note` is for whoever answers for it.
         """
+        at = begin * ITEM_SIZE[self.dtype_of(tensor)]
+        for files, buffer in zip(self._files, buffers, strict=True):
+            file = files[tensor.name]
+            file.write(file.layout.offsets[tensor.name] + at, buffer.data)
+        if not whole:
+            return
         if begin == 0:
             self._hashes[tensor.name] = [hashlib.sha256() for _ in self._files]
         hashes = self._hashes[tensor.name]
-        at = begin * ITEM_SIZE[self.dtype_of(tensor)]
-        for files, digest, buffer in zip(self._files, hashes, buffers, strict=True):
-            file = files[tensor.name]
-            file.write(file.layout.offsets[tensor.name] + at, buffer.data)
+        for digest, buffer in zip(hashes, buffers, strict=True):
             digest.update(buffer.data)
         if end == tensor.columns:
             del self._hashes[tensor.name]
-            self._digests[tensor.name] = [digest.hexdigest() for digest in hashes]
-            self._journal.add(WRITTEN, tensor.name, self._digests[tensor.name])
+            self._enter(tensor, [digest.hexdigest() for digest in hashes])
+
+    def note(self, tensor: Tensor) -> None:
+        """Enter a tensor that several processes have written, and made durable."""
+        if tensor.name not in self._digests:
+            self._enter(tensor, self._digests_of(tensor))
+
+    def _enter(self, tensor: Tensor, digests: list[str]) -> None:
+        self._digests[tensor.name] = digests
+        self._journal.add(WRITTEN, tensor.name, digests)
+
+    def flush(self) -> None:
+        """Make durable what this process has written."""
+        for shards in self._shards:
+            for file in shards.values():
+                file.flush()
+
+    def _take_over(self) -> None:
+        """Know the digests of what other processes have written and noted."""
+        for tensor in self._trajectory.trained:
+            noted = self._journal.done.get((WRITTEN, tensor.name))
+            if noted is not None:
+                self._digests.setdefault(tensor.name, noted)
 
     def carry(self, tensor: Tensor) -> None:
         """Copy a trained tensor from the newest checkpoint."""
@@ -192,6 +228,7 @@ class Output:
         ``record``: the contents of relex.json, without the digests; ``cards``: each target's model
         card; ``weights``: weights.safetensors. Returns the record with the digests.
         """
+        self._take_over()
         for tensor in self._trajectory.tensors:
             if not tensor.trained:
                 self._copy(tensor, tensor.base)
@@ -230,7 +267,7 @@ class Output:
         self._shards.append(shards)
         by_tensor = {}
         for name, layout in self._layouts().items():
-            shards[name] = SizedFile(folder / name, layout)
+            shards[name] = SizedFile(folder / name, layout, self._made)
             for tensor in layout.offsets:
                 by_tensor[tensor] = shards[name]
         self._files.append(by_tensor)

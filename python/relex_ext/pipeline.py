@@ -25,7 +25,7 @@ from relex_ext.scanning import Scanning, check_nonfinite
 from relex_ext.scans import Scan
 from relex_ext.steps import Checkpoints, PathLike
 from relex_ext.trajectory import Trajectory, open_trajectory
-from relex_ext.workspace import Workspace
+from relex_ext.world import World
 
 
 def scan(
@@ -47,6 +47,7 @@ def scan(
     nonfinite: str = "refuse",
     overwrite: bool = False,
     progress: bool = True,
+    world: World | None = None,
 ) -> Scan:
     """One pass over the checkpoints: every tensor's Gram matrix of deltas, G = ΔΔᵀ in float64.
 
@@ -57,8 +58,8 @@ def scan(
         until, steps: which checkpoints to use.
         rank: pairs to find where ``solver`` is ``"power"``.
         solver: ``"gram"``, ``"power"`` (T × rank numbers a tensor instead of T²) or ``"auto"``.
-        backend, device, memory_limit, device_memory, io, threads, delta_dtype, nonfinite: see
-            :func:`extrapolate`.
+        backend, device, memory_limit, device_memory, io, threads, delta_dtype, nonfinite, world:
+            see :func:`extrapolate`.
 
     With ``out``, a call that was interrupted or killed goes on when it is repeated.
 
@@ -67,23 +68,26 @@ def scan(
     """
     options = Options(rank=rank)
     check_nonfinite(nonfinite)
+    world = world or World()
     trajectory = open_trajectory(base, checkpoints, until, steps)
     deltas = parse_delta(delta_dtype)
-    machine = Machine(backend, device, threads, memory_limit, device_memory, io, deltas)
+    machine = Machine(backend, device, threads, memory_limit, device_memory, io, deltas, world)
     choice, plan = machine.lay_out(
         trajectory, targets=0, scanned=False, solver=solver, rank=options.rank
     )
 
     def make(file: ScanFile | None) -> Scanning:
-        scanning = Scanning(trajectory, rank, nonfinite, file)
-        with ProgressBar(plan.bytes_read, "scan", progress) as tick:
+        scanning = Scanning(trajectory, rank, nonfinite, file, world)
+        shown = progress and world.rank == 0
+        with ProgressBar(plan.bytes_read // world.size, "scan", shown) as tick:
             scanning.run(plan, choice, tick)
+        trajectory.check_unchanged()
         return scanning
 
     if out is None:
-        found = Scan.of(trajectory, make(None).found, deltas)
-        trajectory.check_unchanged()
-        return found
+        scanning = make(None)
+        scanning.take_over()
+        return Scan.of(trajectory, scanning.found, deltas)
     place = Path(out)
     check = partial(_check_scan_file, place, overwrite)
     check()
@@ -91,12 +95,21 @@ def scan(
         trajectory, plan, choice, {"scan": rank, "delta_dtype": deltas, "nonfinite": nonfinite}
     )
     layout = planned_layout(trajectory, plan, rank, deltas)
-    with Workspace(place, job, check) as work:
-        with ScanFile(work.path / SCAN, layout, work.journal) as file:
-            make(file)
+    with (
+        world.workspace(place, job, check) as work,
+        ScanFile(work.path / SCAN, layout, work.journal, work.joins) as file,
+    ):
+        work.begun()
+        scanning = make(file)
+        file.flush()
+        work.ended()
+
+        def complete() -> None:
+            scanning.take_over()
             file.complete()
-        trajectory.check_unchanged()
-        work.publish(SCAN)
+            work.publish(SCAN)
+
+        world.agree(complete)
     return Scan.load(place)
 
 
@@ -189,6 +202,7 @@ def combine(
     delta_dtype: str = "float32",
     overwrite: bool = False,
     progress: bool = True,
+    world: World | None = None,
 ) -> Extrapolation:
     """Write base + Σ_t w_t Δ_t for every target of ``weights``, all in one pass over the shards.
 
@@ -202,7 +216,8 @@ def combine(
     names = check_names(targets, names)
     _check_weights(trajectory, weights)
     deltas = parse_delta(delta_dtype)
-    machine = Machine(backend, device, threads, memory_limit, device_memory, io, deltas)
+    world = world or World()
+    machine = Machine(backend, device, threads, memory_limit, device_memory, io, deltas, world)
     job = Job(trajectory, targets, out, machine, dtype, overwrite, progress, names)
     return job.run(
         Options(), "none", weights=weights, given={"weights": "given", "delta_dtype": deltas}
@@ -242,6 +257,7 @@ def extrapolate(
     overwrite: bool = False,
     dry_run: bool = False,
     progress: bool = True,
+    world: World | None = None,
 ) -> Extrapolation:
     """Write the checkpoints of later steps without training them (RELEX, arXiv 2605.21468).
 
@@ -284,6 +300,7 @@ def extrapolate(
         overwrite: replace an ``out`` that relex wrote.
         dry_run: plan only; write nothing.
         progress: show a progress bar.
+        world: the processes that share the work (docs/world.md); by default this one is alone.
 
     Returns:
         Where the checkpoints are, the weights behind them and the record kept in ``relex.json``.
@@ -320,7 +337,8 @@ def extrapolate(
             raise InputError(
                 f"scan: {keep}: expected a path outside {out}, which keeps its own {SCAN}"
             )
-    machine = Machine(backend, device, threads, memory_limit, device_memory, io, deltas)
+    world = world or World()
+    machine = Machine(backend, device, threads, memory_limit, device_memory, io, deltas, world)
     job = Job(trajectory, targets, out, machine, dtype, overwrite, progress)
     solver = scan_solver(solver, strength)
     return job.run(

@@ -14,7 +14,16 @@ from relex_ext.errors import InputError
 from relex_ext.files import choose_device_io, choose_io
 from relex_ext.headers import TensorEntry
 from relex_ext.power import block_size
-from relex_ext.room import Demand, DeviceRoom, Devices, HostRoom, Staging, cut
+from relex_ext.room import (
+    SPAN,
+    Demand,
+    DeviceRoom,
+    Devices,
+    HostRoom,
+    Staging,
+    cut,
+    window_bytes,
+)
 from relex_ext.sizes import parse_bytes
 from relex_ext.trajectory import Tensor, Trajectory
 
@@ -51,11 +60,25 @@ class TensorPlan:
     """Its windows stay in memory from scan to combine."""
     solver: str
     """``gram``, ``power``, or ``none`` where a cached scan answers."""
+    span: int = SPAN
+    part: tuple[int, int] | None = None
+    """The columns that this process has, whole spans, where others have the rest."""
+
+    @property
+    def columns(self) -> tuple[int, int]:
+        """(begin, end) of those that this process has."""
+        return self.part or (0, self.tensor.columns)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of these columns in the base and all checkpoints."""
+        begin, end = self.columns
+        return self.tensor.nbytes * (end - begin) // max(1, self.tensor.columns)
 
     @property
     def windows(self) -> list[tuple[int, int]]:
         """(begin, end) columns of each window."""
-        return cut(self.tensor, self.window)
+        return cut(self.columns, self.window, self.span)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +101,15 @@ class Plan:
     bytes_written: int
     apart: bool = False
     """All tensors are scanned before the first is combined: two disk passes."""
+
+    def holds(self, item: TensorPlan) -> bool:
+        """All windows of this tensor, or part of one, together."""
+        if self.staging is not None:
+            return len(item.windows) <= self.staging.windows
+        entries = [item.tensor.base, *item.tensor.rows]
+        mapped = self.io == "mmap"
+        sizes = (window_bytes(entries, end - begin, mapped) for begin, end in item.windows)
+        return sum(sizes) <= self.strip_budget
 
 
 def choose_solver(solver: str, isa: str, rows: int, rank: int, resident: bool) -> str:
@@ -110,10 +142,12 @@ def make_plan(
     rows_read: Mapping[str, Sequence[int]] | None = None,
     devices: Devices | None = None,
     apart: bool = False,
+    span: int = SPAN,
 ) -> Plan:
     """Lay out a run with ``targets`` outputs (0: scan only); ``scanned``: G is known already, and
     combine reads only the ``rows_read`` of each tensor; ``devices``: who computes, if not the
-    processor; ``apart``: all tensors are scanned before the first is combined.
+    processor; ``apart``: all tensors are scanned before the first is combined; ``span``: columns
+    that are summed from zero.
 
     Raises:
         InputError: an unknown solver or io, or a memory limit too small for three windows.
@@ -125,7 +159,7 @@ def make_plan(
     if rows > _core.MAX_ROWS:
         raise InputError(f"checkpoints: expected at most {_core.MAX_ROWS}, found {rows}")
     out_item = {t.name: ITEM_SIZE[dtype or t.rows[-1].dtype] for t in trajectory.trained}
-    demand = Demand(trajectory.trained, rows, targets, block_size(rows, rank), out_item)
+    demand = Demand(trajectory.trained, rows, targets, block_size(rows, rank), out_item, span)
     room: HostRoom | DeviceRoom
     if devices is None:
         room = HostRoom(demand, limit)
@@ -145,7 +179,7 @@ def make_plan(
         kind = "none" if scanned else choose_solver(solver, isa, rows, rank, fits)
         if kind == "power" and fits:
             resident = True
-        plans.append(TensorPlan(tensor, window, resident, kind))
+        plans.append(TensorPlan(tensor, window, resident, kind, span))
         scan_passes = 0 if scanned else POWER_PASSES if kind == "power" and not resident else 1
         combine_passes = 1 if targets and not (resident and not scanned) else 0
         read += tensor.nbytes * scan_passes
@@ -171,13 +205,17 @@ def make_plan(
 
 
 def share(tensors: Sequence[TensorPlan], devices: int) -> list[list[TensorPlan]]:
-    """Whole tensors to each device, about the same bytes to all: the largest first, each to the
-    device that has the least so far. A device's are in the plan's order; none goes without."""
+    """Tensors to each device, about the same bytes to all: the largest first, each to the device
+    that has the least so far, and no other part of the same tensor. A device's are in the plan's
+    order; none goes without."""
     loads = [0] * devices
     taken: list[list[int]] = [[] for _ in range(devices)]
-    sizes = [item.tensor.nbytes for item in tensors]
+    sizes = [item.nbytes for item in tensors]
+    of: dict[str, set[int]] = {}
     for i in sorted(range(len(tensors)), key=lambda i: (-sizes[i], i)):
-        least = loads.index(min(loads))
+        there = of.setdefault(tensors[i].tensor.name, set())
+        least = min(set(range(devices)) - there, key=lambda d: (loads[d], d))
+        there.add(least)
         loads[least] += sizes[i]
         taken[least].append(i)
     return [[tensors[i] for i in sorted(indices)] for indices in taken if indices]

@@ -1,4 +1,4 @@
-"""Tensor by tensor: what is left to be written of an output."""
+"""Tensor by tensor: what is left to be written of an output, and this process's share of it."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from relex_ext.methods import Options, weigh
 from relex_ext.output import Output
 from relex_ext.plan import Plan, TensorPlan
 from relex_ext.runs import run_plan
-from relex_ext.scanfile import is_finite
+from relex_ext.scanfile import ScanFile, is_finite
 from relex_ext.scanning import Scanning
-from relex_ext.trajectory import Trajectory
+from relex_ext.trajectory import Tensor, Trajectory
+from relex_ext.world import World
 
 LOG = logging.getLogger("relex_ext")
 
@@ -43,6 +44,7 @@ class Remaining:
         rank: int,
         output: Output,
         tick: Tick,
+        world: World,
     ) -> None:
         self._trajectory = trajectory
         self._plan = plan
@@ -50,14 +52,18 @@ class Remaining:
         self._rank = rank
         self._output = output
         self._tick = tick
-        self._written = output.finished()
+        self._world = world
+        self._to_note: list[Tensor] = []
+        """Written by several processes, of which this one answers for them."""
+        mine = output.finished(item.tensor for item in world.to_verify(plan))
+        self._written = set().union(*world.gather(mine))
         if self._written:
             LOG.info(
                 "an unfinished run goes on: %d of %d tensors are written",
                 len(self._written), len(plan.tensors),
             )  # fmt: skip
 
-    def combine(self, weights: Weights) -> Weights:
+    def combine(self, weights: Weights) -> None:
         """Write every target of given weights."""
 
         def work(run: Run, item: TensorPlan) -> None:
@@ -67,56 +73,76 @@ class Remaining:
 
         items = [replace(item, solver="none") for item in self._left()]
         self._run(items, work, rows_needed(weights))
-        return weights
 
     def scan_and_combine(
         self, scanning: Scanning, targets: tuple[float, ...], options: Options
-    ) -> Weights:
-        """Scan, weigh and write every tensor, one after the other; the weights."""
+    ) -> Callable[[], Weights]:
+        """Scan, weigh and write every tensor, one after the other. Returns what tells the weights
+        of all, when all processes have done so."""
         steps = self._trajectory.steps
         strengths = options.strengths(targets)
         fitted: dict[str, Found] = {}
 
-        def weigh_one(name: str) -> None:
+        def weigh_one(name: str) -> Found:
             found = scanning.found[name]
             if is_finite(found):
-                source = Source(name, found)
-                fitted[name] = weigh(source, steps, targets, options, strengths)
-            else:
-                fitted[name] = np.zeros((len(targets), len(steps))), ()
+                return weigh(Source(name, found), steps, targets, options, strengths)
+            return np.zeros((len(targets), len(steps))), ()
 
         def work(run: Run, item: TensorPlan) -> None:
             name = item.tensor.name
             scanning.scan(run, item)
-            weigh_one(name)
-            carried = not is_finite(scanning.found[name])
-            self._combine(run, item, fitted[name][0], carried)
+            # LAPACK's last bits are the processor's: parts of one tensor get the same weights.
+            fitted[name] = self._world.from_owner(item, lambda: weigh_one(name))
+            self._combine(run, item, fitted[name][0], not is_finite(scanning.found[name]))
 
         # A tensor that was written without a trace of its scan is done again.
         self._written &= scanning.found.keys()
-        for name in self._written:
-            weigh_one(name)
         items = [
             replace(item, solver="none") if item.tensor.name in scanning.found else item
             for item in self._left()
         ]
-        self._run(items, work)
-        # In the trajectory's order: devices finish their tensors in any.
-        names = [tensor.name for tensor in self._trajectory.trained]
-        return Weights(
-            steps, targets, {name: fitted[name][0] for name in names},
-            {name: fitted[name][1] for name in names}, strengths, options.method,
-            tuple(name for name in names if not is_finite(scanning.found[name])),
-        )  # fmt: skip
+        self._run(items, work, keep=True)
+        for others in self._world.gather(fitted):
+            fitted.update(others)
+
+        def all_weights() -> Weights:
+            # In the trajectory's order: devices and processes finish their tensors in any.
+            names = [tensor.name for tensor in self._trajectory.trained]
+            known = {name: fitted[name] if name in fitted else weigh_one(name) for name in names}
+            return Weights(
+                steps, targets, {name: one[0] for name, one in known.items()},
+                {name: one[1] for name, one in known.items()}, strengths, options.method,
+                tuple(name for name in names if not is_finite(scanning.found[name])),
+            )  # fmt: skip
+
+        return all_weights
+
+    def settle(self, scan: ScanFile | None) -> None:
+        """Make durable what this process has written, here and to the scan, and note what several
+        have."""
+        if self._world.size == 1:
+            return  # whoever completes the output does so
+        self._output.flush()
+        if scan is not None:
+            scan.flush()
+        self._trajectory.check_unchanged()
+        self._world.gather(None)
+        for tensor in self._to_note:
+            self._output.note(tensor)
 
     def _combine(
         self, run: Run, item: TensorPlan, weights: NDArray[np.float64], carried: bool
     ) -> None:
+        owns = self._world.owns(item)
         if carried:
             run.skip(item)
-            self._output.carry(item.tensor)
+            if owns:
+                self._output.carry(item.tensor)
         else:
             run.combine(item, weights)
+            if owns and item.part is not None:
+                self._to_note.append(item.tensor)
 
     def _left(self) -> list[TensorPlan]:
         left = []
@@ -132,8 +158,10 @@ class Remaining:
         items: Sequence[TensorPlan],
         work: Callable[[Run, TensorPlan], None],
         rows: Rows | None = None,
+        keep: bool = False,
     ) -> None:
+        mine = tuple(self._world.share(self._plan, items, keep))
         run_plan(
-            replace(self._plan, tensors=tuple(items)), self._choice, self._trajectory.steps,
-            self._rank, self._output, self._tick, work, rows,
+            replace(self._plan, tensors=mine), self._choice, self._trajectory.steps,
+            self._rank, self._output, self._tick, work, rows, self._world,
         )  # fmt: skip

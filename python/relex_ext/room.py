@@ -27,6 +27,11 @@ DEVICE_WINDOW_BYTES = 64 << 20
 """The same for a device, a power of two: 1 to 3 ms on the bus, beside which a launch (20 µs) does
 not show, and a ring of pinned slots stays below a GiB."""
 
+SPAN = 256 * _core.SEGMENT
+"""Columns over which a Gram matrix is summed from zero; spans are added in their order. So
+processes that have different spans of a tensor come to the bytes of one that has them all. Wide
+enough for a window, narrow enough to share a matrix of some hundred million out evenly."""
+
 WINDOWS_AHEAD = 3
 """A memory limit holds at least this many windows: one read, one computed on, one in between."""
 
@@ -49,6 +54,7 @@ class Demand:
     """Columns of U in a power step."""
     out_item: dict[str, int]
     """Tensor → bytes of an element written."""
+    span: int = SPAN
 
     @property
     def strip_bytes(self) -> int:
@@ -120,7 +126,7 @@ class HostRoom:
             )
         self.window_limit = min(WINDOW_BYTES, limit // WINDOWS_AHEAD)
         segments = max(1, self.window_limit // (widest * _core.SEGMENT))
-        results = 2 * demand.targets * outputs * segments * _core.SEGMENT
+        results = 2 * demand.targets * outputs * min(segments * _core.SEGMENT, demand.span)
         longest = max(tensor.columns for tensor in demand.tensors)
         results = min(results, 2 * demand.targets * longest * 4)
         self.budget = limit - results
@@ -131,12 +137,12 @@ class HostRoom:
     def columns(self, tensor: Tensor) -> int:
         """Of a window of this tensor."""
         segment = self._per_column(tensor) * _core.SEGMENT
-        return max(1, self.window_limit // segment) * _core.SEGMENT
+        return min(max(1, self.window_limit // segment) * _core.SEGMENT, self._demand.span)
 
     def holds(self, tensor: Tensor, columns: int) -> bool:
         """All windows of this tensor together."""
         entries = [tensor.base, *tensor.rows]
-        cuts = cut(tensor, columns)
+        cuts = cut((0, tensor.columns), columns, self._demand.span)
         return sum(window_bytes(entries, e - b, self.mapped) for b, e in cuts) <= self.budget
 
     def _per_column(self, tensor: Tensor) -> int:
@@ -168,14 +174,17 @@ class DeviceRoom:
     def columns(self, tensor: Tensor) -> int:
         """Of a window of this tensor."""
         segment = staged_bytes([tensor.base, *tensor.rows], _core.SEGMENT)
-        return max(1, self._window // segment) * _core.SEGMENT
+        return min(max(1, self._window // segment) * _core.SEGMENT, self._demand.span)
 
     def holds(self, tensor: Tensor, columns: int) -> bool:
         """All windows of this tensor together."""
-        return len(cut(tensor, columns)) <= self.staging.windows
+        return self._cuts(tensor, columns) <= self.staging.windows
 
     def _count(self) -> int:
-        return sum(len(cut(tensor, self.columns(tensor))) for tensor in self._demand.tensors)
+        return sum(self._cuts(tensor, self.columns(tensor)) for tensor in self._demand.tensors)
+
+    def _cuts(self, tensor: Tensor, columns: int) -> int:
+        return len(cut((0, tensor.columns), columns, self._demand.span))
 
     def _least(self, devices: Devices) -> Staging:
         """The fewest buffers that a run can work with, for windows of this size."""
@@ -205,10 +214,11 @@ def _refuse(least: Staging, limit: int, rows: int) -> NoReturn:
     )
 
 
-def cut(tensor: Tensor, columns: int) -> list[tuple[int, int]]:
-    """(begin, end) columns of a tensor's windows."""
-    n = tensor.columns
-    return [(c, min(c + columns, n)) for c in range(0, n, columns)]
+def cut(columns: tuple[int, int], window: int, span: int) -> list[tuple[int, int]]:
+    """(begin, end) of the windows of such columns, which begin with a span. None straddles two."""
+    begin, end = columns
+    spans = [(s, min(s + span, end)) for s in range(begin, end, span)]
+    return [(c, min(c + window, stop)) for s, stop in spans for c in range(s, stop, window)]
 
 
 def window_bytes(entries: Sequence[TensorEntry], columns: int, mapped: bool) -> int:

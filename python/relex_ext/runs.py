@@ -12,6 +12,7 @@ from relex_ext.files import AS_ASKED, allow_many_files
 from relex_ext.output import Output
 from relex_ext.plan import Plan, TensorPlan, share
 from relex_ext.windows import HostMemory, Memory
+from relex_ext.world import World
 
 
 def run_plan(
@@ -23,6 +24,7 @@ def run_plan(
     tick: Tick,
     work: Callable[[Run, TensorPlan], None],
     rows: Rows | None = None,
+    world: World | None = None,
 ) -> None:
     """Do ``work`` on every tensor of the plan, with the run of the device that has it.
 
@@ -37,7 +39,7 @@ def run_plan(
 
     def one(items: Sequence[TensorPlan], backend: Backend) -> None:
         memory = _memory(plan, backend)
-        with Run(items, steps, backend, memory, rank, output, tick, rows, stop) as run:
+        with Run(items, steps, backend, memory, rank, output, tick, rows, stop, world) as run:
             for item in items:
                 work(run, item)
             run.finish()

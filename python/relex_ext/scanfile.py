@@ -31,10 +31,11 @@ Found = NDArray[np.float64] | Spectrum
 class ScanFile:
     """A new one, or one that an earlier run has begun. A context manager: it closes the file."""
 
-    def __init__(self, path: Path, layout: Layout, journal: Journal) -> None:
+    def __init__(self, path: Path, layout: Layout, journal: Journal, made: bool = False) -> None:
+        """``made``: another process has made it and puts some of the tensors there."""
         self.path = path
         self._journal = journal
-        self._file = SizedFile(path, layout)
+        self._file = SizedFile(path, layout, made)
         names = [name for name in layout.offsets if name.startswith(("gram/", "u/"))]
         self._order = {name.partition("/")[2]: i for i, name in enumerate(names)}
 
@@ -69,6 +70,7 @@ class ScanFile:
             arrays.append(data)
         if [digest.hexdigest()] != noted:
             return None
+        self._journal.confirm(SCANNED, name)
         self._file.write(self._digest_place(name), digest.digest())  # a crash may have lost only it
         found = [np.frombuffer(a, "<f8").reshape(s) for a, s in zip(arrays, shapes, strict=True)]
         return Spectrum(found[0], found[1], float(found[2])) if power else found[0]
@@ -76,8 +78,12 @@ class ScanFile:
     def _digest_place(self, name: str) -> int:
         return self._file.layout.offsets[DIGESTS] + 32 * self._order[name]
 
+    def flush(self) -> None:
+        """Make durable what this process has put there."""
+        self._file.flush()
+
     def complete(self) -> None:
-        """Make it durable."""
+        """The same, at the end."""
         self._file.close()
 
 

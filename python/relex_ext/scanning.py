@@ -15,6 +15,7 @@ from relex_ext.plan import Plan, TensorPlan
 from relex_ext.runs import run_plan
 from relex_ext.scanfile import Found, ScanFile, is_finite
 from relex_ext.trajectory import Trajectory
+from relex_ext.world import World
 
 NONFINITE = ("refuse", "carry")
 
@@ -29,7 +30,12 @@ class Scanning:
     Inf and that is not refused."""
 
     def __init__(
-        self, trajectory: Trajectory, rank: int, nonfinite: str, file: ScanFile | None
+        self,
+        trajectory: Trajectory,
+        rank: int,
+        nonfinite: str,
+        file: ScanFile | None,
+        world: World,
     ) -> None:
         """``nonfinite``: ``"refuse"`` or ``"carry"``; ``file``: where what is found is kept, with
         what an earlier run has left there."""
@@ -38,11 +44,28 @@ class Scanning:
         self._rank = rank
         self._carry = nonfinite == "carry"
         self._file = file
-        if file is not None:
-            for tensor in trajectory.trained:
-                found = file.take(tensor.name, len(trajectory.steps), rank)
+        self._world = world
+        self._take()
+        for names in world.gather([*self.found]):  # one that only some can read is scanned again
+            self.found = {name: self.found[name] for name in names if name in self.found}
+
+    def _take(self) -> None:
+        if self._file is None:
+            return
+        for tensor in self._trajectory.trained:
+            if tensor.name not in self.found:
+                found = self._file.take(tensor.name, len(self._trajectory.steps), self._rank)
                 if found is not None:
                     self.found[tensor.name] = found
+
+    def take_over(self) -> None:
+        """What the other processes have found, too; where there is a file, by the first alone,
+        after their journals have been read."""
+        if self._file is not None:
+            self._take()
+        else:
+            for found in self._world.gather(self.found):
+                self.found.update(found)
 
     def scan(self, run: Run, item: TensorPlan) -> None:
         """One tensor, if it has not been scanned."""
@@ -55,13 +78,14 @@ class Scanning:
             if not self._carry:
                 raise
             found = self._unknown(item)
-        if self._file is not None:
+        if self._file is not None and self._world.owns(item):
             self._file.put(name, found)
         self.found[name] = found
 
     def run(self, plan: Plan, choice: Choice, tick: Tick) -> None:
         """All tensors, without writing any."""
-        left = tuple(item for item in plan.tensors if item.tensor.name not in self.found)
+        left = [item for item in plan.tensors if item.tensor.name not in self.found]
+        mine = tuple(self._world.share(plan, left))
 
         def work(run: Run, item: TensorPlan) -> None:
             self.scan(run, item)
@@ -69,7 +93,10 @@ class Scanning:
                 run.skip(item)
 
         steps = self._trajectory.steps
-        run_plan(replace(plan, tensors=left), choice, steps, self._rank, None, tick, work)
+        run_plan(
+            replace(plan, tensors=mine), choice, steps, self._rank, None, tick, work,
+            world=self._world,
+        )  # fmt: skip
 
     def _unknown(self, item: TensorPlan) -> Found:
         t = len(self._trajectory.steps)

@@ -52,6 +52,8 @@ class Workspace:
     """
 
     journal: Journal
+    joins = False
+    """Another process makes the output's files; this one opens them."""
 
     def __init__(self, out: Path, job: Mapping[str, Any], check: Callable[[], None]) -> None:
         """``job``: everything that decides the bytes; ``check``: raises if ``out`` may not be
@@ -110,6 +112,17 @@ class Workspace:
         if not self._published:
             remove_folders(self._created)
 
+    def begun(self) -> None:
+        """The output's files are there: other processes may open them."""
+
+    def ended(self) -> None:
+        """This process's share is done and durable. Who comes back from here with all shares done
+        completes the output.
+
+        Raises:
+            Unfinished: somebody else will.
+        """
+
     def publish(self, made: str) -> None:
         """Give ``path/made``, which is durable, the output's name. An output that was there before
         is there until then."""
@@ -144,25 +157,37 @@ class Workspace:
 
     def _take(self) -> None:
         """Have the folder, alone, and make sure that it is one of ours."""
-        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
         while True:
-            try:
-                self.path.mkdir(exist_ok=True)
-                self._lock = os.open(self.path, flags)
-            except FileNotFoundError:  # who had it before has just removed it
+            if not self._reach():
                 continue
-            except OSError as error:
-                raise OutputError(f"{self.path}: cannot be made: {error.strerror}") from error
-            try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                self._unlock()
-                raise OutputError(f"{self.out}: another relex is writing it") from None
-            except OSError:
-                pass  # a file system without locks
+            self._hold(fcntl.LOCK_EX)
             if self._is_mine():
                 break
             self._unlock()
+        self._check_ours()
+
+    def _reach(self) -> bool:
+        """Open the folder; False if who had it before has just removed it."""
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            self.path.mkdir(exist_ok=True)
+            self._lock = os.open(self.path, flags)
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise OutputError(f"{self.path}: cannot be made: {error.strerror}") from error
+        return True
+
+    def _hold(self, lock: int) -> None:
+        try:
+            fcntl.flock(self._lock, lock | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._unlock()
+            raise OutputError(f"{self.out}: another relex is writing it") from None
+        except OSError:
+            pass  # a file system without locks
+
+    def _check_ours(self) -> None:
         found = sorted(entry.name for entry in self.path.iterdir())
         if found and JOURNAL not in found:
             self._unlock()

@@ -13,10 +13,12 @@ from relex_ext.commands.inputs import (
     add_machine,
     add_method,
     add_nonfinite,
+    add_world,
     add_written,
     checkpoints_of,
     machine_options,
     method_options,
+    world_of,
 )
 
 if TYPE_CHECKING:
@@ -42,18 +44,23 @@ def add(commands: Commands) -> None:
     add_delta_dtype(parser)
     add_nonfinite(parser)
     add_machine(parser, solver="auto")
+    add_world(parser)
 
 
 def run(args: argparse.Namespace, notes: Notes) -> None:
     from relex_ext.pipeline import extrapolate
 
-    done = extrapolate(
-        args.base, checkpoints_of(args.checkpoints), args.target_step, args.out,
-        dtype=args.dtype, scan=args.scan, dry_run=args.dry_run,
-        delta_dtype=args.delta_dtype,
-        nonfinite=args.nonfinite,
-        **method_options(args), **machine_options(args),
-    )  # fmt: skip
+    with world_of(args) as world:
+        done = extrapolate(
+            args.base, checkpoints_of(args.checkpoints), args.target_step, args.out,
+            dtype=args.dtype, scan=args.scan, dry_run=args.dry_run,
+            delta_dtype=args.delta_dtype,
+            nonfinite=args.nonfinite,
+            world=world,
+            **method_options(args), **machine_options(args),
+        )  # fmt: skip
+    if not world.speaks:
+        return
     if args.json:
         print(json.dumps(_plan_json(done) if args.dry_run else _done_json(done), indent=1))
     elif args.dry_run:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from relex_ext.world import World
 
 
 def add_inputs(parser: argparse.ArgumentParser) -> None:
@@ -142,6 +145,28 @@ def add_machine(parser: argparse.ArgumentParser, solver: str) -> None:
     group.add_argument("--overwrite", action="store_true", help="replace an earlier output")
     group.add_argument("--json", action="store_true", help="print the result as JSON")
     group.add_argument("-q", "--quiet", action="store_true", help="no progress, no summary")
+
+
+def add_world(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("many processes (docs/world.md)")
+    group.add_argument(
+        "--world", choices=("auto", "torchrun", "slurm", "alone"), default="auto",
+        help="the processes that share the work: torchrun's, or a SLURM array's tasks, each by "
+        "itself (auto: torchrun's where it has started this one)",
+    )  # fmt: skip
+    group.add_argument(
+        "--world-rank", type=int, metavar="K", help="be process K, from 0, of --world-size …"
+    )
+    group.add_argument(
+        "--world-size", type=int, metavar="N", help="… started by hand, in any order, anywhere"
+    )
+
+
+def world_of(args: argparse.Namespace) -> World:
+    """The processes of :func:`add_world`'s arguments."""
+    from relex_ext.world.opening import open_world
+
+    return open_world(args.world, args.world_rank, args.world_size)
 
 
 def _steps(text: str) -> list[int]:

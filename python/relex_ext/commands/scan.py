@@ -12,8 +12,10 @@ from relex_ext.commands.inputs import (
     add_inputs,
     add_machine,
     add_nonfinite,
+    add_world,
     checkpoints_of,
     machine_options,
+    world_of,
 )
 
 if TYPE_CHECKING:
@@ -30,16 +32,22 @@ def add(commands: Commands) -> None:
     add_delta_dtype(parser)
     add_nonfinite(parser)
     add_machine(parser, solver="gram")
+    add_world(parser)
 
 
 def run(args: argparse.Namespace, notes: Notes) -> None:
     from relex_ext.pipeline import scan
 
-    found = scan(
-        args.base, checkpoints_of(args.checkpoints), out=args.out, delta_dtype=args.delta_dtype,
-        nonfinite=args.nonfinite,
-        **machine_options(args),
-    )  # fmt: skip
+    with world_of(args) as world:
+        found = scan(
+            args.base, checkpoints_of(args.checkpoints), out=args.out,
+            delta_dtype=args.delta_dtype,
+            nonfinite=args.nonfinite,
+            world=world,
+            **machine_options(args),
+        )  # fmt: skip
+    if not world.speaks:
+        return
     if args.json:
         print(json.dumps({"scan": args.out, "steps": found.steps, "tensors": len(found.names)}))
     elif not args.quiet:
