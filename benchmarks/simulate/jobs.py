@@ -14,7 +14,7 @@ from simulate.partition import Part
 from simulate.streaming import LABELS, LIMITS, Streamed, Streaming
 from simulate.workload import Item, Load, loads
 
-CHUNKS = 6_000
+CHUNKS = 3_000
 """Pieces that the model is moved in, of all ranks together, where windows are smaller."""
 
 DETECTION = 60.0

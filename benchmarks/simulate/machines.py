@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -134,5 +134,3 @@ FILE_SYSTEMS = {
     ),
 }  # fmt: skip
 """Assumptions, of the order that vendors state; replace them by your own."""
-
-

@@ -1,12 +1,16 @@
-"""Which columns of which tensors each rank has."""
+"""Which columns of which tensors each rank has, by the rules of the product's own partition."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 SPAN = 1 << 22
-"""Columns that are never divided: enough for a rank to be busy, whole segments of the kernels."""
+"""Columns whose sums are taken together, and which are never divided."""
+
+LARGE = 0.5
+"""Of a rank's fair share: a tensor beyond it is cut."""
 
 
 class Part(NamedTuple):
@@ -19,24 +23,26 @@ class Part(NamedTuple):
         return self.end - self.begin
 
 
-def partition(columns: Sequence[int], ranks: int) -> list[list[Part]]:
-    """About the same number of columns to each rank: the largest parts first, each to the rank that
-    has the least so far. A tensor larger than a rank's fair share comes in equal parts of whole
-    spans, none larger than that share. A rank's parts of divided tensors come first, in the same
-    order on all ranks, so that ranks which add up their sums never wait for each other in a circle.
+def partition(columns: Sequence[int], whole: Sequence[bool], ranks: int) -> list[list[Part]]:
+    """About the same number of columns to each rank: the largest first, each to the rank that has
+    the least so far. ``whole``: tensors that are never cut.
+
+    A rank's parts of cut tensors come first, in the same order everywhere, so that ranks which add
+    up their sums never wait for each other in a circle.
     """
-    fair = max(SPAN, sum(columns) // ranks)
-    parts = [part for i, n in enumerate(columns) for part in _parts(i, n, fair)]
+    most = LARGE * sum(columns) / ranks
+    cut = [_cut(i, n, 1 if whole[i] else ranks, most) for i, n in enumerate(columns)]
     loads = [0] * ranks
     taken: list[list[Part]] = [[] for _ in range(ranks)]
-    for part in sorted(parts, key=lambda part: (-part.columns, part)):
+    for part in sorted((part for parts in cut for part in parts), key=lambda p: (-p.columns, p)):
         least = loads.index(min(loads))
         loads[least] += part.columns
         taken[least].append(part)
-    return [sorted(mine, key=lambda p: (p.columns == columns[p.tensor], p)) for mine in taken]
+    return [sorted(parts, key=lambda part: (len(cut[part.tensor]) == 1, part)) for parts in taken]
 
 
-def _parts(tensor: int, columns: int, fair: int) -> list[Part]:
-    count = -(-columns // fair)
-    width = columns if count == 1 else -(-columns // count // SPAN) * SPAN
-    return [Part(tensor, b, min(b + width, columns)) for b in range(0, columns, max(1, width))]
+def _cut(tensor: int, columns: int, ranks: int, most: float) -> list[Part]:
+    spans = -(-columns // SPAN)
+    count = max(1, min(ranks, spans, int(-(-columns // max(most, 1.0)))))
+    bounds = [min(spans * i // count * SPAN, columns) for i in range(count + 1)]
+    return [Part(tensor, *pair) for pair in pairwise(bounds)]

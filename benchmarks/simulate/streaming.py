@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from relex_ext.plan import POWER_PASSES
 from relex_ext.windows import HostMemory
 from simulate.machines import FileSystem, Node, Rates
-from simulate.partition import Part
+from simulate.partition import SPAN, Part
 from simulate.sharing import fair_shares
 from simulate.workload import Chunk, Item, Load
 
@@ -150,11 +150,12 @@ class Streaming:
         waiting = active[:, READ] & (self._label == LABELS.index("read"))
         self._limited += step * np.bincount(self._limit[waiting], minlength=len(LIMITS))
         moved = np.where(active, self._rate * step, 0.0)
-        self._read += moved[:, READ]
-        self._written += moved[:, FLUSH]
         # What would take another nanosecond is done: it is the rounding of the others' ends.
         done = active & (self._left - moved <= 1e-9 * self._rate)
-        self._left = np.where(done, 0.0, self._left - moved)
+        moved = np.where(done, self._left, moved)
+        self._left -= moved
+        self._read += moved[:, READ]
+        self._written += moved[:, FLUSH]
         for r, stage in np.argwhere(done):
             rank = self._ranks[r]
             if stage == READ:
@@ -236,16 +237,16 @@ class Streaming:
         self._ranks[r].arrived -= 1
 
     def _meet(self, r: int, item: Item, turn: int) -> Iterator[float | str]:
-        """Wait until all ranks have their sums of a tensor, and add them up in a ring."""
+        """Wait until all ranks have their sums of a tensor's spans, and gather them in a ring."""
         key = item.parts[0].tensor, turn
         self._met[key] = self._met.get(key, 0) + 1
         if self._met[key] == item.sharers:
             self._woken.extend(range(len(self._ranks)))
         while self._met[key] < item.sharers:
             yield "sums"
-        hops = 2 * (item.sharers - 1)
+        spans = item.sharers * -(-item.parts[0].columns // SPAN)
         self._begin(r, "sums", alone=True)
-        yield hops * (self._node.hop + self._sum_bytes / item.sharers / self._node.network)
+        yield (item.sharers - 1) * self._node.hop + spans * self._sum_bytes / self._node.network
 
     def _begin(self, r: int, label: str, alone: bool = False) -> None:
         self._label[r] = LABELS.index(label)

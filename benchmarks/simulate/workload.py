@@ -101,28 +101,32 @@ class Planner:
         self._rows, self._node, self._fs, self._rates = rows, node, fs, rates
         self._made: dict[tuple[int, int, str], tuple[Chunk, ...]] = {}
 
-    def plan(self, sizes: Iterable[int]) -> Plan:
+    def plan(self, sizes: Iterable[int], solver: str = "auto") -> Plan:
         """For one tensor of each size: room and solver depend on nothing else."""
         named = {str(size): size for size in sorted({*sizes})}
         return make_plan(
-            trajectory(named, self._rows), targets=1, scanned=False, rank=RANK,
+            trajectory(named, self._rows), targets=1, scanned=False, rank=RANK, solver=solver,
             isa=self._rates.isa, memory_limit=self._node.memory_limit, io=self._fs.io,
         )  # fmt: skip
 
     def load(self, parts: list[Part], sharers: Mapping[int, int], together: int) -> Load:
         """``together``: columns that are moved as one, if windows or tensors are smaller."""
         plan = self.plan(part.columns for part in parts)
-        planned = {item.tensor.columns: item for item in plan.tensors}
+        planned = {(item.tensor.columns, False): item for item in plan.tensors}
+        cut = {part.columns for part in parts if sharers[part.tensor] > 1}
+        if cut:
+            tensors = self.plan(cut, "gram").tensors
+            planned |= {(item.tensor.columns, True): item for item in tensors}
         # As much as a tenth of the memory at once would be another pipeline than the product's.
         together = min(together, plan.strip_budget // 10 // (ITEM * self._strips))
         items = []
         for (columns, count), alike in groupby(parts, lambda p: (p.columns, sharers[p.tensor])):
-            item = planned[columns]
+            item = planned[columns, count > 1]
             chunks = self._chunks(item, together)
             several = max(1, together // columns) if count == 1 else 1
             for bundle in _batched(alike, several):
-                cut = tuple(chunk.times(len(bundle)) for chunk in chunks)
-                items.append(Item(bundle, item.solver, item.resident, cut, count))
+                moved = tuple(chunk.times(len(bundle)) for chunk in chunks)
+                items.append(Item(bundle, item.solver, item.resident, moved, count))
         results = plan.memory_limit - plan.strip_budget
         return Load(tuple(items), plan.strip_budget, results, at(self._rates.weigh, self._rows))
 
@@ -184,9 +188,11 @@ def loads(
     model: Model, rows: int, nodes: int, node: Node, fs: FileSystem, rates: Rates, chunks: int
 ) -> list[Load]:
     """Each rank's. ``chunks``: about how many there may be in all."""
-    shares = partition([math.prod(shape) for shape in model.tensors.values()], nodes)
-    sharers = Counter(part.tensor for mine in shares for part in mine)
     planner = Planner(rows, node, fs, rates)
+    columns = [math.prod(shape) for shape in model.tensors.values()]
+    solvers = {item.tensor.columns: item.solver for item in planner.plan(columns).tensors}
+    shares = partition(columns, [solvers[n] == "power" for n in columns], nodes)
+    sharers = Counter(part.tensor for mine in shares for part in mine)
     together = model.parameters // chunks
     return [planner.load(mine, sharers, together) for mine in shares if mine]
 
