@@ -6,6 +6,8 @@ Event by event, from this machine's measured rates and stated limits of nodes an
     python benchmarks/simulate_cluster.py                      # the tables of docs/scaling.md
     python benchmarks/simulate_cluster.py --calibrate FILE     # measure this machine's rates
     python benchmarks/simulate_cluster.py --validate [LOAD]    # predicted against timed
+    python benchmarks/simulate_cluster.py --passes             # what memory saves a second reading
+    python benchmarks/simulate_cluster.py --death 60           # a rank dies, the job is run again
 """
 
 from __future__ import annotations
@@ -25,9 +27,10 @@ from relex_ext.sizes import human, parse_bytes
 from simulate import validate
 from simulate.calibrate import calibrate
 from simulate.figure import draw
-from simulate.jobs import Cluster, Outcome, resumed, simulate
+from simulate.jobs import CHUNKS, Cluster, Outcome, resumed, simulate
 from simulate.machines import FILE_SYSTEMS, NODE, Rates
 from simulate.models import models
+from simulate.workload import loads
 
 RUNS = {"8B": 100, "70B": 100, "700B": 200}
 """Model → checkpoints."""
@@ -49,6 +52,8 @@ def main() -> None:
     rates = Rates.load(args.rates)
     if args.validate is not None:
         _validate(args, rates)
+    elif args.passes:
+        _passes(args, rates)
     elif args.death is not None:
         _death(args, rates)
     else:
@@ -63,7 +68,8 @@ def _arguments() -> Any:
     parser.add_argument(
         "--validate", nargs="?", const="", help="against recorded times, or on this load's folder"
     )
-    parser.add_argument("--limits", type=common.words, default="64MiB,512MiB,4GiB")
+    parser.add_argument("--passes", action="store_true", help="disk passes by memory limit, only")
+    parser.add_argument("--limits", type=common.words, default="16GiB,64GiB,128GiB,256GiB,512GiB")
     parser.add_argument("--models", type=common.words, default=",".join(RUNS))
     parser.add_argument("--nodes", type=common.numbers, default="1,2,4,8,16,32,64")
     parser.add_argument("--processes", type=common.numbers, default="1", help="of each node")
@@ -105,6 +111,28 @@ def _grid(args: Any, rates: Rates) -> None:
     common.report(args, heads, rows, results)
     if args.figure is not None:
         draw(found, args.figure)
+
+
+def _passes(args: Any, rates: Rates) -> None:
+    rows, results = [], []
+    for name, system, cluster in _clusters(args, rates):
+        model, count, passes = models()[name], RUNS[name], []
+        for limit in args.limits:
+            limited = replace(cluster, node=replace(cluster.node, memory_limit=parse_bytes(limit)))
+            process = limited.process
+            items = [
+                item
+                for load in loads(model, count, cluster.ranks, *process, rates, CHUNKS)
+                for item in load.items
+            ]
+            read = sum(item.bytes_read for item in items)
+            passes.append(read / sum(item.nbytes for item in items))
+        rows.append([f"{name} × {count}", str(cluster.nodes), *(f"{p:.2f}" for p in passes)])
+        results.append({
+            "model": name, "checkpoints": count, "nodes": cluster.nodes, "file_system": system,
+            "passes": dict(zip(args.limits, passes, strict=True)),
+        })  # fmt: skip
+    common.report(args, ["run", "nodes", *args.limits], rows, results)
 
 
 def _simulated(args: Any, case: Case) -> Outcome:
