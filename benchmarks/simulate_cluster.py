@@ -49,7 +49,7 @@ def main() -> None:
         kept = {"machine": common.machine(), "results": rates.record()}
         args.calibrate.write_text(json.dumps(kept, indent=1) + "\n")
         return
-    rates = Rates.load(args.rates)
+    rates = Rates.load(args.rates or validate.RECORDED / "xeon-2core-rates.json")
     if args.validate is not None:
         _validate(args, rates)
     elif args.passes:
@@ -62,14 +62,13 @@ def main() -> None:
 
 def _arguments() -> Any:
     parser = common.parser(__doc__)
-    default = common.HERE / "results" / "xeon-2core-rates.json"
-    parser.add_argument("--rates", type=Path, default=default, help="what --calibrate wrote")
+    parser.add_argument("--rates", type=Path, help="what --calibrate wrote (the recorded ones)")
     parser.add_argument("--calibrate", type=Path, help="a file for this machine's rates (15 s)")
     parser.add_argument(
         "--validate", nargs="?", const="", help="against recorded times, or on this load's folder"
     )
     parser.add_argument("--passes", action="store_true", help="disk passes by memory limit, only")
-    parser.add_argument("--limits", type=common.words, default="16GiB,64GiB,128GiB,256GiB,512GiB")
+    parser.add_argument("--limits", type=common.words, help="memory limits of the two before")
     parser.add_argument("--models", type=common.words, default=",".join(RUNS))
     parser.add_argument("--nodes", type=common.numbers, default="1,2,4,8,16,32,64")
     parser.add_argument("--processes", type=common.numbers, default="1", help="of each node")
@@ -114,10 +113,11 @@ def _grid(args: Any, rates: Rates) -> None:
 
 
 def _passes(args: Any, rates: Rates) -> None:
+    limits = args.limits or ["16GiB", "64GiB", "128GiB", "256GiB", "512GiB"]
     rows, results = [], []
     for name, system, cluster in _clusters(args, rates):
         model, count, passes = models()[name], RUNS[name], []
-        for limit in args.limits:
+        for limit in limits:
             limited = replace(cluster, node=replace(cluster.node, memory_limit=parse_bytes(limit)))
             process = limited.process
             items = [
@@ -130,9 +130,9 @@ def _passes(args: Any, rates: Rates) -> None:
         rows.append([f"{name} × {count}", str(cluster.nodes), *(f"{p:.2f}" for p in passes)])
         results.append({
             "model": name, "checkpoints": count, "nodes": cluster.nodes, "file_system": system,
-            "passes": dict(zip(args.limits, passes, strict=True)),
+            "passes": dict(zip(limits, passes, strict=True)),
         })  # fmt: skip
-    common.report(args, ["run", "nodes", *args.limits], rows, results)
+    common.report(args, ["run", "nodes", *limits], rows, results)
 
 
 def _simulated(args: Any, case: Case) -> Outcome:
@@ -164,7 +164,7 @@ def _validate(args: Any, rates: Rates) -> None:
     if args.validate:
         load = Path(args.validate).resolve()
         model, count = validate.load_model(load)
-        timed = validate.measured(load, args.limits, args.runs).items()
+        timed = validate.measured(load, args.limits or ["256MiB", "1GiB"], args.runs).items()
         pairs = [(case, times.median) for case, times in timed]
     else:
         (model, count), pairs = validate.standard_load(), list(validate.recorded())

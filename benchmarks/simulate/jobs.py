@@ -165,5 +165,5 @@ def outcome(
         written=float(sum(part.written.sum() for part in streamed)),
         peak=float(peaks.max() * cluster.processes),
         floor=strips / cluster.fs.totals(cluster.nodes)[0],
-        solvers=Counter(item.solver for item in items for _ in item.parts),
+        solvers=dict(Counter(item.solver for item in items for _ in item.parts)),
     )

@@ -10,6 +10,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import common
@@ -76,11 +77,9 @@ def measured(load: Path, limits: list[str], runs: int) -> Mapping[Case, common.T
                 common.fail(f"{case.name}: {done.reason}")
             return done.wall
 
-        cases = {(io, limit): Case(io, limit) for io in ("mmap", "pread") for limit in limits}
-        times = common.interleaved(
-            {case.name: lambda case=case: run(case) for case in cases.values()}, runs
-        )
-    return {case: times[case.name] for case in cases.values()}
+        cases = [Case(io, limit) for io in ("mmap", "pread") for limit in limits]
+        times = common.interleaved({case.name: partial(run, case) for case in cases}, runs)
+    return {case: times[case.name] for case in cases}
 
 
 def load_model(load: Path) -> tuple[Model, int]:
