@@ -62,6 +62,7 @@ def test_partition_covers_every_column_once(ranks: int) -> None:
         assert mine[-1].end == count
         assert all(p.begin % SPAN == 0 for p in mine)
     assert sum(part.tensor == 3 for part in parts) == 1
+    assert all(len({part.tensor for part in mine}) == len(mine) for mine in shares)
 
 
 @pytest.mark.parametrize("nodes", [1, 3])
@@ -98,7 +99,7 @@ def test_requests_alone() -> None:
     fs = dataclasses.replace(INFINITE, latency=1e-3, stream=8e9)
     work = loads_of(1, NODE, fs, INSTANT)[0]
     wide = work.items[0].chunks[0]
-    assert 2 * wide.columns > 8 << 20
+    assert 2 * wide.columns >= 8 << 20
     assert wide.reading == pytest.approx(4 * (8 << 20) / (1e-3 + (8 << 20) / 8e9))
     assert simulate(MODEL, ROWS, Cluster(1, NODE, fs, INSTANT)).bound == "read: requests"
 

@@ -25,7 +25,7 @@ class Part(NamedTuple):
 
 def partition(columns: Sequence[int], whole: Sequence[bool], ranks: int) -> list[list[Part]]:
     """About the same number of columns to each rank: the largest first, each to the rank that has
-    the least so far. ``whole``: tensors that are never cut.
+    the least so far and no other part of the same tensor. ``whole``: tensors that are never cut.
 
     A rank's parts of cut tensors come first, in the same order everywhere, so that ranks which add
     up their sums never wait for each other in a circle.
@@ -33,9 +33,12 @@ def partition(columns: Sequence[int], whole: Sequence[bool], ranks: int) -> list
     most = LARGE * sum(columns) / ranks
     cut = [_cut(i, n, 1 if whole[i] else ranks, most) for i, n in enumerate(columns)]
     loads = [0] * ranks
+    having: list[set[int]] = [set() for _ in columns]
     taken: list[list[Part]] = [[] for _ in range(ranks)]
     for part in sorted((part for parts in cut for part in parts), key=lambda p: (-p.columns, p)):
-        least = loads.index(min(loads))
+        free = set(range(ranks)) - having[part.tensor]
+        least = min(free, key=lambda r: (loads[r], r))
+        having[part.tensor].add(least)
         loads[least] += part.columns
         taken[least].append(part)
     return [sorted(parts, key=lambda part: (len(cut[part.tensor]) == 1, part)) for parts in taken]

@@ -37,7 +37,6 @@ BUFFERS = 2
 @dataclass(slots=True)
 class Rank:
     load: Load
-    budget: int
     queue: Iterator[Chunk]
     work: Iterator[float | str]
     next: Chunk | None = None
@@ -96,8 +95,7 @@ class Streaming:
         self._scanned: list[Part] = []
         self._finished: list[Part] = []
         self._ranks = [
-            Rank(load, load.budget, _passes(load.items), self._work(r, load))
-            for r, load in enumerate(loads)
+            Rank(load, _passes(load.items), self._work(r, load)) for r, load in enumerate(loads)
         ]
 
     def run(self, until: float = np.inf) -> Streamed:
@@ -108,6 +106,7 @@ class Streaming:
                 self._advance(self._woken.popleft())
             active = self._left > 0.0
             if not active.any():
+                assert (self._label == LABELS.index("ended")).all(), "ranks wait for each other"
                 break
             self._share(active)
             step = float(np.min(self._left[active] / self._rate[active]))
@@ -185,7 +184,9 @@ class Streaming:
             left[r, HASH] = rank.results[0][1].written
         if left[r, READ] <= 0.0:
             chunk = rank.next = rank.next or next(rank.queue, None)
-            if chunk is not None and (not rank.used or rank.used + chunk.nbytes <= rank.budget):
+            if chunk is not None and (
+                not rank.used or rank.used + chunk.nbytes <= rank.load.budget
+            ):
                 rank.used += chunk.nbytes
                 rank.peak = max(rank.peak, rank.used)
                 self._requests[r] = chunk.reading
