@@ -6,15 +6,19 @@ BIN := $(VENV)/bin
 SOURCES := $(shell find csrc python tests/cuda tests/fuzz/core -type f -not -path '*/__pycache__/*' -not -name '*.so')
 CPP := $(wildcard csrc/*.?pp csrc/cpu/*.?pp csrc/cuda/*.?pp csrc/cuda/*.cu csrc/cuda/*.cuh \
   tests/cuda/*.?pp tests/cuda/*.h tests/fuzz/core/*.?pp benchmarks/*.cpp)
-PY := python tests benchmarks examples
+PY := python tests benchmarks examples docs/hooks
 
-.PHONY: demo test test-gpu test-gpu-sanitized test-asan test-tsan fuzz-core torture lint format clean
+.PHONY: demo test docs test-gpu test-gpu-sanitized test-asan test-tsan fuzz-core torture lint format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/tiny_grpo/demo.py
 
-test: lint
+test: lint docs
 	$(BIN)/python -m pytest
+
+# The documentation's site, in site/: a broken link, a public name that has no place, a warning fails.
+docs: $(VENV)/.installed
+	$(BIN)/mkdocs build --quiet --strict
 
 # What needs a GPU, and its kernels under NVIDIA's checkers.
 test-gpu: $(VENV)/.installed
@@ -103,4 +107,4 @@ $(VENV)/.installed: $(VENV)/.torch $(SOURCES) CMakeLists.txt pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist runs
+	rm -rf $(VENV) build dist runs site

@@ -1,4 +1,4 @@
-"""A whole forecast, from starting the interpreter to the synced checkpoint, against two peers.
+"""A whole forecast, from starting the interpreter to the synced checkpoint, against its peers.
 
 Ours runs twice, once within about the memory that the numpy peer takes: unlimited it reads ahead
 into half of what is free. The shards are in the page cache, outputs are removed between runs.
@@ -22,6 +22,7 @@ NAMES = {
     "limited": "ours, limited",
     "numpy": "published algorithm, numpy",
     "authors": "authors' pipeline, torch",
+    "dense": "the same with a dense SVD",
 }
 
 
@@ -34,6 +35,7 @@ def commands(
     scratch = work / "scratch"
     step = ["--target-step", target]
     model = ours / f"step_{target:g}" / "model.safetensors"
+    theirs = common.python(peers / "authors_pipeline.py", load, target, authors, scratch)
     return {
         "ours": (common.relex("extrapolate", load, ours, *step), model),
         "limited": (
@@ -41,10 +43,8 @@ def commands(
             model,
         ),
         "numpy": (common.python(peers / "published_numpy.py", load, target, numpy), numpy),
-        "authors": (
-            common.python(peers / "authors_pipeline.py", load, target, authors, scratch),
-            authors,
-        ),
+        "authors": (theirs, authors),
+        "dense": ([*theirs, "dense"], authors),
     }
 
 
@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--target", type=float, default=60, help="the step to forecast")
     parser.add_argument("--peers", type=common.words, default="numpy,authors")
     parser.add_argument("--memory-limit", default="512MiB", help="of ours, limited")
-    parser.add_argument("--authors-runs", type=int, default=1, help="of --runs; they take long")
+    parser.add_argument("--dense-runs", type=int, default=1, help="of --runs; they take long")
     parser.add_argument("--limit", type=float, default=1800, help="seconds a peer may take")
     parser.add_argument("--work", type=Path, help="a folder for outputs (beside the load)")
     args = parser.parse_args()
@@ -62,11 +62,11 @@ def main() -> None:
     size = common.total_size(paths)
     common.warm(paths)
     memory = available_memory() * 9 // 10  # a peer that wants more gives up; the machine goes on
-    fewer = {"authors": args.authors_runs}
+    fewer = {"dense": args.dense_runs}
     with common.scratch_folder(args.work or load.parent) as work:
         known = commands(load, args.target, work, args.memory_limit)
         if not set(args.peers) <= set(known):
-            parser.error(f"--peers: expected some of numpy, authors, found {args.peers}")
+            parser.error(f"--peers: expected some of numpy, authors, dense, found {args.peers}")
         cases = {name: known[name] for name in ("ours", "limited", *args.peers)}
         scratch_bytes = dict.fromkeys(cases, 0)
         children: dict[str, list[Child]] = {name: [] for name in cases}
@@ -126,7 +126,7 @@ def verify(
     try:
         for name, (_, written) in cases.items():
             done = run(name)
-            if done.code != 0 and name != "authors":
+            if done.code != 0 and name not in ("authors", "dense"):
                 common.fail(f"{name}: {done.reason}")
             if done.code != 0:  # it may need more memory than there is
                 gave_up.append(f"{NAMES[name]}: gave up after {done.wall:.0f} s: {done.reason}")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +29,7 @@ from folders import (
     write_index,
     write_model,
 )
-from relex_ext import __version__
+from relex_ext import __version__, _core
 from relex_ext.cli import build_parser
 from relex_ext.workspace import workspace_of
 
@@ -135,7 +137,14 @@ def test_pairs_until_and_steps(run: RunFolder, tmp_path: Path) -> None:
 
 def test_version() -> None:
     found = relex("--version")
-    assert (found.returncode, found.stdout) == (0, f"relex_ext {__version__}\n")
+    assert (found.returncode, found.stderr) == (0, "")
+    said, built = found.stdout.split(" (", 1)
+    assert said == f"relex_ext {__version__}"
+    python, kernels, cuda, packages = built.removesuffix(")\n").split("; ")
+    assert python == f"Python {platform.python_version()}, Linux {platform.machine()}"
+    assert kernels == f"kernels {', '.join(_core.isas())}"
+    assert cuda.startswith("CUDA kernels sm_" if find_spec("relex_ext._cuda") else "no CUDA")
+    assert f"numpy {np.__version__}" in packages.split(", ")
 
 
 @pytest.mark.parametrize("args", [["--help"], ["extrapolate", "--help"], ["scan", "--help"]])

@@ -1,10 +1,11 @@
 """Peer: the authors' pipeline. First every checkpoint becomes fp16 deltas on disk, one file per
-tensor; then each tensor's deltas are loaded whole, decomposed by a dense SVD and extrapolated.
+tensor; then each tensor's deltas are loaded whole, decomposed by way of Δ Δᵀ and extrapolated.
 
-    python authors_pipeline.py LOAD_DIR TARGET OUT_FILE SCRATCH_DIR
+    python authors_pipeline.py LOAD_DIR TARGET OUT_FILE SCRATCH_DIR [dense]
 
-LAPACK decomposes the transpose, d × T, three times as fast as T × d, but in four times the matrix's
-memory instead of two. Where that much is not free, T × d it is.
+``dense`` takes LAPACK's SVD of the deltas in its place. It decomposes the transpose, d × T, three
+times as fast as T × d, but in four times the matrix's memory instead of two. Where that much is not
+free, T × d it is.
 """
 
 from __future__ import annotations
@@ -44,21 +45,38 @@ def available() -> int:
     return next(int(x.split()[1]) << 10 for x in lines if x.startswith("MemAvailable:"))
 
 
-def predict(deltas: torch.Tensor, steps: torch.Tensor, target: float) -> torch.Tensor:
-    """Rank 1, a line through its coefficients, the delta at ``target``."""
+Pair = tuple[torch.Tensor, torch.Tensor]
+"""Coefficients and direction of a tensor's rank 1."""
+
+
+def by_gram(deltas: torch.Tensor) -> Pair:
+    """As theirs: Δ Δᵀ in fp32, its eigenvectors, the direction, the deltas projected on that."""
+    eigenvalues, eigenvectors = torch.linalg.eigh(deltas @ deltas.T)
+    direction = (deltas.T @ eigenvectors[:, -1]) / eigenvalues[-1].sqrt()
+    return deltas @ direction, direction
+
+
+def by_svd(deltas: torch.Tensor) -> Pair:
     if 4.5 * deltas.nbytes < 0.9 * available():
         v, sigma, uh = torch.linalg.svd(deltas.T, full_matrices=False)
         u, direction = uh[0], v[:, 0]
     else:
         left, sigma, vh = torch.linalg.svd(deltas, full_matrices=False)
         u, direction = left[:, 0], vh[0]
-    slope, intercept = np.polyfit(steps.numpy(), (sigma[0] * u).double().numpy(), 1)
+    return sigma[0] * u, direction
+
+
+def predict(pair: Pair, steps: torch.Tensor, target: float) -> torch.Tensor:
+    """A line through the coefficients; the delta at ``target``."""
+    coefficients, direction = pair
+    slope, intercept = np.polyfit(steps.numpy(), coefficients.double().numpy(), 1)
     predicted: torch.Tensor = direction * float(slope * target + intercept)
     return predicted
 
 
 def main() -> None:
     load, target, out, scratch = Path(sys.argv[1]), float(sys.argv[2]), *map(Path, sys.argv[3:5])
+    decompose = by_svd if sys.argv[5:] == ["dense"] else by_gram
     base_path, run = open_run(load)
     names = store(base_path, list(run.values()), scratch)
     steps = torch.tensor(list(run), dtype=torch.float64)
@@ -69,7 +87,7 @@ def main() -> None:
             stored = np.load(scratch / f"{name}.npy", mmap_mode="c")
             deltas = torch.from_numpy(stored).float()
             del stored
-            moved = predict(deltas, steps, target)
+            moved = predict(decompose(deltas), steps, target)
             predicted[name] = (base.float() + moved.reshape(base.shape)).to(base.dtype)
     save_file(predicted, out)
     with out.open("rb") as written:

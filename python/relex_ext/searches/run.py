@@ -79,8 +79,8 @@ def search(
         per_pass: forecasts written in one pass over the shards; each takes a model's disk space.
         keep: ``"best"`` removes what is not the best as soon as that is known, ``"all"`` nothing.
         timeout: seconds that one evaluation may take.
-        solver, backend, device, dtype, memory_limit, device_memory, io, threads, delta_dtype,
-            progress: see :func:`extrapolate`.
+        dtype, solver, progress: see :func:`extrapolate`.
+        backend, device, memory_limit, device_memory, io, threads, delta_dtype: as there.
         overwrite: give up an earlier search in ``out`` and begin again.
         dry_run: plan only; write and evaluate nothing.
         forecast: other options of :func:`forecast`: ``method``, ``fit``, ``window``…
