@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from relex_ext.adapters import planning
+from relex_ext.adapters.trajectory import AdapterTrajectory
 from relex_ext.backends import Choice, fall_back, gds, open_backends
 from relex_ext.errors import InputError
 from relex_ext.plan import Plan, make_plan
@@ -32,6 +34,11 @@ class Machine:
         Raises:
             InputError: what was asked for cannot be had, or a limit is too small.
         """
+        if isinstance(trajectory, AdapterTrajectory):
+            choice = planning.choose(self.backend, self.threads, self.device, self.delta_dtype)
+            return choice, planning.make_plan(
+                trajectory, io=self.io, memory_limit=self.memory_limit, **options
+            )
         choice = open_backends(self.backend, self.threads, self.device, self.delta_dtype)
         try:
             return choice, self._plan(choice, trajectory, options)
