@@ -26,16 +26,13 @@ def open_trajectory(
         InputError: the first thing found that does not fit, with folder and tensor.
     """
     chosen = select(resolve(checkpoints), until, steps, least)
-    if are_adapters(chosen):
-        return open_adapters(base, chosen)
-    return trajectory.open_trajectory(base, chosen, least=least)
+    found = open_adapters(base, chosen)
+    return trajectory.open_trajectory(base, chosen, least=least) if found is None else found
 
 
-def are_adapters(folders: Mapping[int, Path]) -> bool:
-    """Whether all of them are. Of a mixture, the adapters are no models."""
-    return all(adapter_folder(folder) is not None for folder in folders.values())
-
-
-def open_adapters(base: PathLike, folders: Mapping[int, Path]) -> Trajectory:
-    opened = {step: open_adapter(folder) for step, folder in folders.items()}
+def open_adapters(base: PathLike, folders: Mapping[int, PathLike]) -> Trajectory | None:
+    """None if not all of them are adapters: of a mixture, the adapters are refused as models."""
+    if any(adapter_folder(Path(folder)) is None for folder in folders.values()):
+        return None
+    opened = {step: open_adapter(Path(folder)) for step, folder in folders.items()}
     return align(open_checkpoint(base), opened)

@@ -24,8 +24,12 @@ TILE = 1024
 COLUMNS = 4096
 """Of factors that are in memory at once."""
 
-MEMORY = 8 * (4 * TILE * COLUMNS + 4 * TILE * TILE)
-"""Bytes it takes, about."""
+
+def memory(tensor: LowRank) -> int:
+    """Bytes that it takes at most."""
+    ranks = [pair.rank for pair in tensor.pairs]
+    rows = min(sum(ranks), max(TILE, *ranks))
+    return 8 * rows * (3 * min(max(tensor.shape), COLUMNS) + 4 * rows)
 
 
 def gram(tensor: LowRank, files: Files, steps: Sequence[int]) -> Float64:

@@ -1,7 +1,6 @@
 """base + Σ_t w_t s_t B_t A_t in blocks of rows: products of stacked factors, rounded once.
 
-Products are in fp32 where the output has 16 bits and in fp64 where it is F32, sums of products in
-fp64. Blocks and their order depend on the shapes alone.
+Products are in fp32 where the output is BF16 and else in fp64, sums of products in fp64. Blocks and their order depend on the shapes alone.
 """
 
 from __future__ import annotations
@@ -32,9 +31,11 @@ def block_rows(tensor: LowRank) -> int:
 
 def memory(tensor: LowRank, targets: int) -> int:
     """Bytes that a block takes at most, without the factors that are kept."""
-    chunk = max(CHUNK, *(pair.rank for pair in tensor.pairs))
-    rows, columns = block_rows(tensor), tensor.shape[1]
-    return 8 * (rows * columns * (targets + 1) + chunk * (3 * rows + 2 * columns))
+    ranks = [pair.rank for pair in tensor.pairs]
+    chunk = min(sum(ranks), max(CHUNK, *ranks))
+    rows, columns = min(block_rows(tensor), tensor.shape[0]), tensor.shape[1]
+    # Sums, one product and its parts; the results of three blocks, two of them being written.
+    return 8 * (rows * columns * (3 * targets + 3) + chunk * (3 * rows + 2 * columns))
 
 
 def stack_bytes(tensor: LowRank, item: int) -> int:

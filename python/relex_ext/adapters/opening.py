@@ -120,7 +120,7 @@ def _pairs(header: Header, settings: Settings) -> dict[str, Pair]:
     pairs: dict[str, Pair] = {}
     for (module, embedding), factors in found.items():
         if factors.keys() != {"A", "B"}:
-            raise _wrong(*factors.values(), "A and B of a module", "one of them only")
+            raise _wrong(next(iter(factors.values())), "A and B of a module", "one of them only")
         a, b = factors["A"], factors["B"]
         if a.shape[0] != b.shape[1] or a.shape[0] == 0:
             raise _wrong(b, f"the rank of A, {list(a.shape)}", list(b.shape))
@@ -129,9 +129,7 @@ def _pairs(header: Header, settings: Settings) -> dict[str, Pair]:
             raise _wrong(a, "one adapter of a module", "two")
         scale = settings.scale(name, a.shape[0])
         # An embedding is a table (in, out), whatever the linear modules are.
-        pairs[f"{name}.weight"] = Pair(
-            a, b, scale, embedding, embedding or settings.transposed
-        )
+        pairs[f"{name}.weight"] = Pair(a, b, scale, embedding, embedding or settings.transposed)
     return pairs
 
 

@@ -13,9 +13,6 @@ from relex_ext.plan import SOLVERS, Plan, TensorPlan
 from relex_ext.sizes import enough, parse_bytes
 from relex_ext.trajectory import Trajectory
 
-BUFFERS = 3
-"""Bytes of base, results and their parts for each of a block, in float64s: see run.py."""
-
 
 def choose(backend: str, threads: int | None, device: object, delta_dtype: str) -> Choice:
     """The processor, which alone multiplies factors.
@@ -64,16 +61,16 @@ def make_plan(
         factors = tensor.nbytes - tensor.base.nbytes
         if not scanned:
             read += factors
-        item = ITEM_SIZE[dtype or tensor.base.dtype]
+        out = dtype or tensor.base.dtype
         if targets:
             read += tensor.nbytes
-            written += targets * tensor.columns * item
+            written += targets * tensor.columns * ITEM_SIZE[out]
         if tensor.pairs and targets:
             fixed = movement.memory(tensor, targets)
             need = max(need, fixed)
-            most = max(most, fixed + movement.stack_bytes(tensor, 8 if item == 4 else 4))
+            most = max(most, fixed + movement.stack_bytes(tensor, 4 if out == "BF16" else 8))
         if tensor.pairs and not scanned:
-            need = max(need, gram.MEMORY)
+            need = max(need, gram.memory(tensor))
     if limit < need:
         raise InputError(
             f"memory_limit: expected at least {enough(need)} with these adapters, found {limit}"

@@ -14,14 +14,19 @@ from relex_ext.adapters.movement import BLOCK, movements
 from relex_ext.adapters.trajectory import LowRank
 from relex_ext.backends import Backend, Strips
 from relex_ext.backends.reference import ReferenceBackend
-from relex_ext.dtypes import CODES, ITEM_SIZE
+from relex_ext.dtypes import CODES, ITEM_SIZE, converted, to_float32
 from relex_ext.files import Files, extents
 from relex_ext.output import Output
 from relex_ext.plan import Plan, TensorPlan
 from relex_ext.writer import Ticket, Writer, settle
 
-Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
+
+CACHED = 1 << 14
+"""Elements at a time that stay in a core's cache from one operation to the next."""
+
+BEYOND_FP32 = np.uint64((1 << 29) - 1)
+"""Bits of an fp64 significand that fp32 has no room for."""
 
 
 class AdapterRun:
@@ -65,13 +70,11 @@ class AdapterRun:
         if output is None or tensor.columns == 0:
             return
         dtype = output.dtype_of(tensor)
-        wide = dtype == "F32" or isinstance(self._backend, ReferenceBackend)
-        for begin, end, sums in self._movements(tensor, weights, wide):
+        narrow = dtype == "BF16" and not isinstance(self._backend, ReferenceBackend)
+        kind = np.float32 if narrow else np.float64
+        for begin, end, sums in self._movements(tensor, weights, kind):
             base = self._base(tensor, begin, end)
-            buffers = []
-            for total in sums:
-                parts = _parts(total, wide)
-                buffers.append(self._rounded(tensor, base, parts, dtype, end - begin))
+            buffers = [self._rounded(base, tensor.base.dtype, total, dtype) for total in sums]
             self._write(partial(output.write, tensor, begin, end, buffers))
         self._tick(tensor.nbytes)
 
@@ -84,14 +87,13 @@ class AdapterRun:
             settle(self._written.pop(0))
 
     def _movements(
-        self, tensor: LowRank, weights: Float64, wide: bool
+        self, tensor: LowRank, weights: Float64, kind: type[np.floating[Any]]
     ) -> Iterator[tuple[int, int, Sequence[Float64 | None]]]:
         """(first element, end, each target's movement, None where it has none)."""
         if not tensor.pairs or not weights.any():
             for begin in range(0, tensor.columns, BLOCK):
                 yield begin, min(begin + BLOCK, tensor.columns), [None] * len(weights)
             return
-        kind = np.float64 if wide else np.float32
         width = tensor.shape[1]
         found = movements(tensor, weights, self._files, kind, self._keep)
         for begin, end, sums in found:
@@ -105,27 +107,22 @@ class AdapterRun:
         return strip
 
     def _rounded(
-        self,
-        tensor: LowRank,
-        base: NDArray[np.uint8],
-        parts: Sequence[Float32],
-        dtype: str,
-        columns: int,
+        self, base: NDArray[np.uint8], found: str, moved: Float64 | None, dtype: str
     ) -> NDArray[np.uint8]:
-        """base + Σ parts in the output's dtype. Without parts its very bits, if that is theirs."""
-        if not parts and dtype == tensor.base.dtype:
-            return base
-        rows = [base.ctypes.data, *(part.ctypes.data for part in parts)]
-        codes = [CODES[tensor.base.dtype], *(CODES["F32"] for _ in parts)]
-        start = 0 if parts else rows[0]  # the sum, or base + 0·(base − base)
+        """base + movement in the output's dtype; the base's very bits where it does not move."""
+        if moved is None:
+            return np.frombuffer(converted(base.tobytes(), found, dtype), np.uint8)
+        values = _sums(base, found, moved, dtype)
+        if dtype == "F32":
+            return values.view(np.uint8)
         strips = Strips(
-            np.array(rows, np.uint64), np.array(codes, np.uint8), start, codes[0], columns
-        )
-        weights = np.full((1, len(rows)), 1.0 if parts else 0.0)
-        found = np.empty(columns * ITEM_SIZE[dtype], np.uint8)
-        address = np.array([found.ctypes.data], np.uint64)
-        self._backend.combine(strips, weights, address, CODES[dtype])
-        return found
+            np.array([values.ctypes.data], np.uint64), np.array([CODES["F32"]], np.uint8),
+            0, CODES["F32"], len(values),
+        )  # fmt: skip
+        rounded = np.empty(len(values) * ITEM_SIZE[dtype], np.uint8)
+        address = np.array([rounded.ctypes.data], np.uint64)
+        self._backend.combine(strips, np.ones((1, 1)), address, CODES[dtype])
+        return rounded
 
     def _write(self, task: Callable[[], Any]) -> None:
         """Beside the arithmetic; two blocks wait at most."""
@@ -134,16 +131,23 @@ class AdapterRun:
         self._written.append(self._writer.submit(task))
 
 
-def _parts(total: Float64 | None, wide: bool) -> list[Float32]:
-    """A movement as fp32 numbers that add up to it."""
-    if total is None:
-        return []
-    with np.errstate(over="ignore", invalid="ignore"):
-        high = total.astype(np.float32)
-        if not wide:
-            return [high]
-        low = (total - high).astype(np.float32)
-    return [high, np.where(np.isfinite(high), low, np.float32(0.0))]
+def _sums(base: NDArray[np.uint8], found: str, moved: Float64, dtype: str) -> NDArray[np.float32]:
+    """base + movement in fp32: rounded to nearest for an F32 output, else rounded to odd, which
+    leaves the one rounding that counts to who makes 16 bits of it."""
+    item = ITEM_SIZE[found]
+    sums = np.empty(len(base) // item, np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):  # Inf and NaN pass through
+        for begin in range(0, len(sums), CACHED):
+            end = min(begin + CACHED, len(sums))
+            values = to_float32(base[begin * item : end * item], found).astype(np.float64)
+            values += moved[begin:end]
+            if dtype != "F32":
+                bits = values.view(np.uint64)
+                lost = ((bits & BEYOND_FP32) != 0).astype(np.uint64)
+                bits &= ~BEYOND_FP32
+                bits |= lost << np.uint64(29)
+            sums[begin:end] = values
+    return sums
 
 
 def _low_rank(item: TensorPlan) -> LowRank:
