@@ -1,6 +1,7 @@
 """base + Σ_t w_t s_t B_t A_t in blocks of rows: products of stacked factors, rounded once.
 
-Products are in fp32 where the output is BF16 and else in fp64, sums of products in fp64. Blocks and their order depend on the shapes alone.
+Products are in fp32 where the output is BF16 and else in fp64, sums of products in fp64. Blocks and
+their order depend on the shapes alone.
 """
 
 from __future__ import annotations

@@ -70,11 +70,10 @@ def _tensor(
     name: str, entry: TensorEntry, base: Checkpoint, adapters: Mapping[int, Adapter]
 ) -> LowRank:
     if entry.dtype not in CODES and entry.dtype not in CARRIED:
-        raise _unfit(base, name, "dtype F32, F16 or BF16", entry.dtype)
+        raise InputError(
+            f"{base.folder}: tensor {name}: dtype: expected F32, F16 or BF16, found {entry.dtype}"
+        )
     pairs = tuple(a.pairs[name] for a in adapters.values() if name in a.pairs)
-    trained = entry.dtype in CODES
-    if pairs and not trained:
-        raise _unfit(base, name, "dtype F32, F16 or BF16 under an adapter", entry.dtype)
     for adapter, pair in zip(adapters.values(), pairs, strict=False):  # both or none
         if pair.shape != entry.shape or pair.transposed != pairs[0].transposed:
             raise InputError(
@@ -82,7 +81,7 @@ def _tensor(
                 f"{list(entry.shape)}, found {list(pair.shape)}"
             )
     columns, rows = math.prod(entry.shape), (entry,) * len(adapters)
-    return LowRank(name, entry.shape, columns, entry, rows, trained, pairs)
+    return LowRank(name, entry.shape, columns, entry, rows, entry.dtype in CODES, pairs)
 
 
 def _check_modules(adapter: Adapter, newest: Adapter) -> None:
@@ -102,7 +101,3 @@ def _check_tied(base: Checkpoint, adapter: Adapter, name: str, pair: Pair) -> No
             f"{adapter.folder}: module {name.removesuffix('.weight')}: expected a model whose head "
             f"is its own, found {base.folder} with head and embedding tied; untie them first"
         )
-
-
-def _unfit(base: Checkpoint, name: str, expected: str, found: object) -> InputError:
-    return InputError(f"{base.folder}: tensor {name}: expected {expected}, found {found}")
