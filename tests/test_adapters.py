@@ -52,6 +52,7 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> LoraRun:
     return make_lora_run(tmp_path_factory.mktemp("full"), llama(torch.float32))
 
 
+@pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that tiny models are cut as large ones are."""
     monkeypatch.setattr(gram, "TILE", 10)
@@ -75,19 +76,11 @@ def check_grams(run: LoraRun) -> None:
             assert not values.any()
 
 
-@pytest.mark.parametrize("blocks", ["large", "small"])
-def test_gram(run: LoraRun, monkeypatch: pytest.MonkeyPatch, blocks: str) -> None:
-    if blocks == "small":
-        small_blocks(monkeypatch)
+def test_gram(run: LoraRun, small_blocks: None) -> None:
     check_grams(run)
 
 
-@pytest.mark.parametrize("blocks", ["large", "small"])
-def test_forecast(
-    run: LoraRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blocks: str
-) -> None:
-    if blocks == "small":
-        small_blocks(monkeypatch)
+def test_forecast(run: LoraRun, tmp_path: Path, small_blocks: None) -> None:
     targets = (80.0, 400.0)
     done = extrapolate(run.base, run.checkpoints, targets, tmp_path / "out", progress=False)
     tally = Tally()
@@ -131,11 +124,11 @@ def test_dtypes(tmp_path: Path, base: torch.dtype, out: str) -> None:
     tally.check()
 
 
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
 @pytest.mark.parametrize(
     "options",
     [
         {"method": "secant"},
+        {"method": "secant", "backend": "reference"},
         {"method": "two-point", "window": 2},
         {"method": "ema"},
         {"method": "pinned", "fit": "polynomial"},
@@ -143,13 +136,12 @@ def test_dtypes(tmp_path: Path, base: torch.dtype, out: str) -> None:
     ],
     ids=lambda options: "-".join(map(str, options.values())),
 )
-def test_methods(full: LoraRun, tmp_path: Path, backend: str, options: dict[str, Any]) -> None:
+def test_methods(full: LoraRun, tmp_path: Path, options: dict[str, Any]) -> None:
     run = full
-    done = extrapolate(
-        run.base, run.checkpoints, 90, tmp_path / "out", backend=backend, progress=False, **options
-    )
+    done = extrapolate(run.base, run.checkpoints, 90, tmp_path / "out", progress=False, **options)
     found = read_model(done.folders[90.0])
     asked = {"method": "relex", **options}
+    asked.pop("backend", None)
     for name, m in run.deltas.items():
         base = run.base_tensors[name].values
         moved = oracle.movement(m=m, steps=STEPS, targets=[90], **asked)[0]

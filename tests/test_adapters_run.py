@@ -198,7 +198,7 @@ def test_verify(run: LoraRun, tmp_path: Path) -> None:
         out = tmp_path / name
         extrapolate(run.base, run.checkpoints, [80, 400], out, progress=False, **options)
         found = check(out, samples=1000)
-        assert found.ok and found.samples > 50, found
+        assert found.ok and found.samples >= 50, found
         shard, begin, _ = place_of(out / "step_400", Q)
         with flipped(shard, begin + 1):
             redigest(out)
