@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,21 @@ def test_forecast(run: LoraRun, tmp_path: Path, small_blocks: None) -> None:
                 assert (found[name].words != base.words).any()
             else:
                 assert found[name].data == base.data
+    tally.check()
+
+
+def test_ranks_that_differ(tmp_path: Path, small_blocks: None) -> None:
+    """From step to step, as after a change of the configuration between two phases."""
+    run = make_lora_run(tmp_path / "a", llama())
+    other = make_lora_run(tmp_path / "b", llama(), r=7, use_rslora=True)
+    for step in (20, 50):
+        shutil.rmtree(run.folder(step))
+        shutil.copytree(other.folder(step), run.folder(step))
+    check_grams(run)
+    done = extrapolate(run.base, run.checkpoints, 60, tmp_path / "out", progress=False)
+    found, tally = read_model(done.folders[60.0]), Tally()
+    for name in run.deltas:
+        tally.add("BF16", run.distance(name, found[name], 60))
     tally.check()
 
 

@@ -244,6 +244,15 @@ def test_options(
     assert listing(tmp_path) == []
 
 
+def test_a_search(original: LoraRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    inputs = ["--base", str(original.base), "--checkpoints", str(original.checkpoints)]
+    assert main(["search", *inputs, "--out", str(tmp_path / "out"), "--eval", "true {model}"]) == 2
+    assert (
+        "expected models, of which the newest is evaluated, found LoRA" in capsys.readouterr().err
+    )
+    assert listing(tmp_path) == []
+
+
 @pytest.mark.parametrize("module", ["embed_tokens", "lm_head"])
 def test_a_head_that_is_the_embedding(tmp_path: Path, module: str) -> None:
     run = make_lora_run(tmp_path, llama(tie=True), STEPS, target_modules=[module])
