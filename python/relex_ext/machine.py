@@ -36,8 +36,9 @@ class Machine:
         """
         if isinstance(trajectory, AdapterTrajectory):
             choice = planning.choose(self.backend, self.threads, self.device, self.delta_dtype)
+            threads = getattr(choice.backends[0], "threads", 1)
             return choice, planning.make_plan(
-                trajectory, io=self.io, memory_limit=self.memory_limit, **options
+                trajectory, threads, io=self.io, memory_limit=self.memory_limit, **options
             )
         choice = open_backends(self.backend, self.threads, self.device, self.delta_dtype)
         try:

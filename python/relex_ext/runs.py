@@ -10,8 +10,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from relex_ext.adapters.planning import AdapterPlan
 from relex_ext.adapters.run import AdapterRun
-from relex_ext.adapters.trajectory import LowRank
 from relex_ext.backends import Backend, Choice
 from relex_ext.engine import Rows, Run, Stopped, Tick
 from relex_ext.files import AS_ASKED, allow_many_files
@@ -49,7 +49,7 @@ def run_plan(
     if not plan.tensors:
         return
     allow_many_files()
-    if isinstance(plan.tensors[0].tensor, LowRank):
+    if isinstance(plan, AdapterPlan):
         with AdapterRun(plan, steps, choice.backends[0], output, tick) as adapters:
             for item in plan.tensors:
                 work(adapters, item)

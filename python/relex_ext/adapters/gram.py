@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from relex_ext.adapters.beside import Beside
 from relex_ext.adapters.stacks import Side, groups, sides
 from relex_ext.adapters.trajectory import LowRank
 from relex_ext.errors import InputError
@@ -21,18 +22,18 @@ Float64 = NDArray[np.float64]
 TILE = 1024
 """Rows of factors that meet others at once."""
 
-COLUMNS = 4096
+COLUMNS = 2048
 """Of factors that are in memory at once."""
 
 
 def memory(tensor: LowRank) -> int:
-    """Bytes that it takes at most."""
+    """Bytes that each worker takes at most."""
     ranks = [pair.rank for pair in tensor.pairs]
     rows = min(sum(ranks), max(TILE, *ranks))
     return 8 * rows * (3 * min(max(tensor.shape), COLUMNS) + 4 * rows)
 
 
-def gram(tensor: LowRank, files: Files, steps: Sequence[int]) -> Float64:
+def gram(tensor: LowRank, files: Files, steps: Sequence[int], beside: Beside) -> Float64:
     """G (T, T), float64.
 
     Raises:
@@ -45,7 +46,8 @@ def gram(tensor: LowRank, files: Files, steps: Sequence[int]) -> Float64:
     with np.errstate(invalid="ignore", over="ignore"):  # found below, with the step
         for i, rows in enumerate(tiles):
             for columns in tiles[: i + 1]:
-                product = _inner(left, files, rows, columns) * _inner(right, files, rows, columns)
+                product = _inner(left, files, rows, columns, beside)
+                product *= _inner(right, files, rows, columns, beside)
                 sums = np.add.reduceat(product, _starts(tensor, rows), axis=0)
                 sums = np.add.reduceat(sums, _starts(tensor, columns), axis=1)
                 found[np.ix_(rows, columns)] = sums
@@ -58,14 +60,22 @@ def gram(tensor: LowRank, files: Files, steps: Sequence[int]) -> Float64:
     return symmetric
 
 
-def _inner(side: Side, files: Files, rows: Sequence[int], columns: Sequence[int]) -> Float64:
+def _inner(
+    side: Side, files: Files, rows: Sequence[int], columns: Sequence[int], beside: Beside
+) -> Float64:
     """Inner products of the rows of one side at some steps with those at others."""
     total = np.zeros((sum(map(side.rank, rows)), sum(map(side.rank, columns))))
-    for begin in range(0, side.width, COLUMNS):
+
+    def one(begin: int) -> Float64:
         end = min(begin + COLUMNS, side.width)
         some = side.read(files, rows, begin, end, np.float64)
         others = some if rows == columns else side.read(files, columns, begin, end, np.float64)
-        total += some @ others.T
+        with np.errstate(invalid="ignore", over="ignore"):  # errstate is a thread's own
+            product: Float64 = some @ others.T
+        return product
+
+    for product in beside.each(one, range(0, side.width, COLUMNS)):
+        total += product
     return total
 
 

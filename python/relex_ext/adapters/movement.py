@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from relex_ext.adapters.beside import Beside
 from relex_ext.adapters.stacks import Side, groups, sides
 from relex_ext.adapters.trajectory import LowRank
 from relex_ext.files import Files
@@ -31,7 +32,7 @@ def block_rows(tensor: LowRank) -> int:
 
 
 def memory(tensor: LowRank, targets: int) -> int:
-    """Bytes that a block takes at most, without the factors that are kept."""
+    """Bytes that each worker takes at most, without the factors that are kept."""
     ranks = [pair.rank for pair in tensor.pairs]
     chunk = min(sum(ranks), max(CHUNK, *ranks))
     rows, columns = min(block_rows(tensor), tensor.shape[0]), tensor.shape[1]
@@ -45,7 +46,12 @@ def stack_bytes(tensor: LowRank, item: int) -> int:
 
 
 def movements(
-    tensor: LowRank, weights: Float64, files: Files, kind: type[np.floating[Any]], keep: int
+    tensor: LowRank,
+    weights: Float64,
+    files: Files,
+    kind: type[np.floating[Any]],
+    keep: int,
+    beside: Beside,
 ) -> Iterator[tuple[int, int, Sequence[Float64]]]:
     """(first row, end, each target's Σ_t w_t Δ_t there), from the first row to the last.
 
@@ -55,27 +61,25 @@ def movements(
     used = np.flatnonzero(weights.any(axis=0)).tolist()
     left, right = sides(tensor)
     chunks = groups(tensor.pairs, used, CHUNK)
+
+    def whole(steps: Sequence[int]) -> NDArray[Any]:
+        return right.read(files, steps, 0, right.width, kind)
+
     resident = stack_bytes(tensor, np.dtype(kind).itemsize) <= keep
-    kept: dict[int, NDArray[Any]] = {}
-
-    def whole(i: int) -> NDArray[Any]:
-        if i in kept:
-            return kept[i]
-        found = right.read(files, chunks[i], 0, right.width, kind)
-        if resident:
-            kept[i] = found
-        return found
-
+    kept = [whole(steps) for steps in chunks] if resident else None
     size = block_rows(tensor)
-    for begin in range(0, left.width, size):
+
+    def one(begin: int) -> tuple[int, int, Sequence[Float64]]:
         end = min(begin + size, left.width)
         sums = [np.zeros((end - begin, right.width)) for _ in weights]
         for i, steps in enumerate(chunks):
             some = left.read(files, steps, begin, end, np.float64)
-            others = whole(i)
+            others = whole(steps) if kept is None else kept[i]
             for total, w in zip(sums, weights, strict=True):
                 total += (some * _scales(tensor, left, steps, w)).astype(kind).T @ others
-        yield begin, end, sums
+        return begin, end, sums
+
+    yield from beside.each(one, range(0, left.width, size))
 
 
 def _scales(tensor: LowRank, side: Side, steps: Sequence[int], weights: Float64) -> Float64:

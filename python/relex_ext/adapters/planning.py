@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from relex_ext.adapters import gram, movement
 from relex_ext.adapters.trajectory import LowRank
@@ -12,6 +13,16 @@ from relex_ext.errors import InputError
 from relex_ext.plan import SOLVERS, Plan, TensorPlan
 from relex_ext.sizes import enough, parse_bytes
 from relex_ext.trajectory import Trajectory
+
+MOST_WORKERS = 16
+"""Each has blocks of its own in memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterPlan(Plan):
+    """Of a run over adapters; ``workers`` threads multiply factors."""
+
+    workers: int = 1
 
 
 def choose(backend: str, threads: int | None, device: object, delta_dtype: str) -> Choice:
@@ -33,6 +44,7 @@ def choose(backend: str, threads: int | None, device: object, delta_dtype: str) 
 
 def make_plan(
     trajectory: Trajectory,
+    threads: int,
     *,
     targets: int,
     scanned: bool,
@@ -43,7 +55,7 @@ def make_plan(
     dtype: str | None = None,
     rows_read: Mapping[str, Sequence[int]] | None = None,
     apart: bool = False,
-) -> Plan:
+) -> AdapterPlan:
     """The same as :func:`relex_ext.plan.make_plan`, for adapters.
 
     Raises:
@@ -56,7 +68,7 @@ def make_plan(
     limit = parse_bytes(memory_limit)
     kind = "none" if scanned else "gram"
     tensors = [tensor for tensor in trajectory.trained if isinstance(tensor, LowRank)]
-    need = most = read = written = 0
+    need = kept = read = written = 0
     for tensor in tensors:
         factors = tensor.nbytes - tensor.base.nbytes
         if not scanned:
@@ -66,9 +78,8 @@ def make_plan(
             read += tensor.nbytes
             written += targets * tensor.columns * ITEM_SIZE[out]
         if tensor.pairs and targets:
-            fixed = movement.memory(tensor, targets)
-            need = max(need, fixed)
-            most = max(most, fixed + movement.stack_bytes(tensor, 4 if out == "BF16" else 8))
+            need = max(need, movement.memory(tensor, targets))
+            kept = max(kept, movement.stack_bytes(tensor, 4 if out == "BF16" else 8))
         if tensor.pairs and not scanned:
             need = max(need, gram.memory(tensor))
     if limit < need:
@@ -77,16 +88,18 @@ def make_plan(
         )
     carried = sum(t.base.nbytes for t in trajectory.tensors if not t.trained)
     strips = sum(tensor.nbytes for tensor in tensors)
-    return Plan(
+    workers = min(threads, MOST_WORKERS, limit // need if need else 1)
+    return AdapterPlan(
         tensors=tuple(TensorPlan(tensor, tensor.columns, False, kind) for tensor in tensors),
         io="pread",
         io_reason="factors of LoRA adapters",
         memory_limit=limit,
-        strip_budget=limit - need,
+        strip_budget=limit - need * workers,
         staging=None,
         bytes_read=read,
         passes=read / strips if strips else 0.0,
-        peak_memory=max(need, min(limit, most)),
+        peak_memory=min(limit, need * workers + kept),
         bytes_written=written + targets * carried,
         apart=apart,
+        workers=workers,
     )

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from relex_ext.adapters.beside import Beside
 from relex_ext.adapters.gram import gram
 from relex_ext.adapters.movement import BLOCK, movements
+from relex_ext.adapters.planning import AdapterPlan
 from relex_ext.adapters.trajectory import LowRank
 from relex_ext.backends import Backend, Strips
 from relex_ext.backends.reference import ReferenceBackend
 from relex_ext.dtypes import CODES, ITEM_SIZE, converted, to_float32
 from relex_ext.files import Files, extents
 from relex_ext.output import Output
-from relex_ext.plan import Plan, TensorPlan
+from relex_ext.plan import TensorPlan
 from relex_ext.writer import Ticket, Writer, settle
 
 Float64 = NDArray[np.float64]
@@ -34,7 +37,7 @@ class AdapterRun:
 
     def __init__(
         self,
-        plan: Plan,
+        plan: AdapterPlan,
         steps: tuple[int, ...],
         backend: Backend,
         output: Output | None,
@@ -47,14 +50,17 @@ class AdapterRun:
         self._tick = tick
         self._files = Files(mapped=False)
         self._writer = Writer()
+        self._beside = Beside(plan.workers)
+        self._stack = ExitStack()
         self._written: list[Ticket] = []
 
     def __enter__(self) -> AdapterRun:
-        self._writer.__enter__()
+        self._stack.enter_context(self._writer)
+        self._stack.enter_context(self._beside)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._writer.__exit__()
+        self._stack.close()
 
     def scan(self, item: TensorPlan) -> Float64:
         """G (T, T); zeros where no adapter touches the tensor."""
@@ -62,7 +68,7 @@ class AdapterRun:
         if not tensor.pairs:
             return np.zeros((len(self._steps), len(self._steps)))
         self._tick(tensor.nbytes - tensor.base.nbytes)
-        return gram(tensor, self._files, self._steps)
+        return gram(tensor, self._files, self._steps, self._beside)
 
     def combine(self, item: TensorPlan, weights: Float64) -> None:
         """Write every target of one tensor. ``weights``: (targets, T)."""
@@ -95,7 +101,7 @@ class AdapterRun:
                 yield begin, min(begin + BLOCK, tensor.columns), [None] * len(weights)
             return
         width = tensor.shape[1]
-        found = movements(tensor, weights, self._files, kind, self._keep)
+        found = movements(tensor, weights, self._files, kind, self._keep, self._beside)
         for begin, end, sums in found:
             yield begin * width, end * width, [total.ravel() for total in sums]
 
