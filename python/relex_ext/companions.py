@@ -9,17 +9,20 @@ from relex_ext.checkpoints import CONFIG, companions_in
 from relex_ext.errors import InputError
 from relex_ext.trajectory import Trajectory
 
-COMPANIONS = (
-    "config.json", "generation_config.json", "tokenizer*", "*.tiktoken", "special_tokens_map.json",
-    "added_tokens.json", "vocab.*", "merges.txt", "chat_template*", "*preprocessor_config.json",
-    "processor_config.json", "sentencepiece*", "spiece.model", "*.py",
+TOKENIZER = (
+    "tokenizer*", "*.tiktoken", "special_tokens_map.json", "added_tokens.json", "vocab.*",
+    "merges.txt", "chat_template*", "*preprocessor_config.json", "processor_config.json",
+    "sentencepiece*", "spiece.model",
 )  # fmt: skip
+
+COMPANIONS = ("config.json", "generation_config.json", *TOKENIZER, "*.py")
 
 _TORCH_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 def companions_of(trajectory: Trajectory, dtype: str | None) -> dict[str, bytes]:
-    """File name → contents: the newest checkpoint's, and the base's where it lacks a name.
+    """File name → contents: the newest checkpoint's, and the base's where it lacks a name. A newest
+    checkpoint that is no model, but an adapter, has a tokenizer's to give.
 
     ``dtype``: what the config is to name, if not what it names.
 
@@ -28,8 +31,9 @@ def companions_of(trajectory: Trajectory, dtype: str | None) -> dict[str, bytes]
     """
     found: dict[str, bytes] = {}
     for checkpoint in (trajectory.base, trajectory.newest):
-        found |= companions_in(checkpoint.folder, COMPANIONS)
-        if CONFIG in found and dtype is not None:
+        whole = checkpoint in (trajectory.base, trajectory.model)
+        found |= companions_in(checkpoint.folder, COMPANIONS if whole else TOKENIZER)
+        if whole and CONFIG in found and dtype is not None:
             found[CONFIG] = config_with_dtype(checkpoint.folder / CONFIG, found[CONFIG], dtype)
     return dict(sorted(found.items()))
 

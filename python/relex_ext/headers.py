@@ -96,13 +96,18 @@ def header_of(path: Path, folder: Path | None = None) -> Header:
         tensors, metadata = parse(header, size)
     except ValueError as error:
         raise InputError(f"{path}: header: {error}") from error
-    digest = hashlib.sha256(header).hexdigest()
-    shard = Shard(path, info.st_size, info.st_mtime_ns, digest, _stamp(info))
+    shard = shard_of(path, info, header)
     entries = tuple(
         TensorEntry(t.name, t.dtype, t.shape, shard, 8 + length + t.begin, t.end - t.begin)
         for t in tensors
     )
     return Header(shard, entries, metadata)
+
+
+def shard_of(path: Path, info: os.stat_result, header: bytes) -> Shard:
+    """A file as it was opened, by what of it was read."""
+    digest = hashlib.sha256(header).hexdigest()
+    return Shard(path, info.st_size, info.st_mtime_ns, digest, _stamp(info))
 
 
 def read_header(path: Path, folder: Path | None = None) -> tuple[Shard, list[TensorEntry]]:

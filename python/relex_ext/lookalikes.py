@@ -21,7 +21,10 @@ from relex_ext.trainers import step_of
 Table = Mapping[tuple[str, ...], str]
 """Patterns of file names → what a folder with one of them is, and what to do."""
 
-_ADAPTER = "a PEFT (LoRA) adapter; merge it first (merge_and_unload) and save the whole model"
+_ADAPTER = (
+    "a PEFT (LoRA) adapter; merge it first (merge_and_unload) and save the whole model, or give "
+    "steps that are adapters all of them, with nothing else beside"
+)
 _DELTA = "what changed since another step, sent to update weights; apply it and save all weights"
 _PARTS = "parts of tensors, one file for each rank; consolidate them (HuggingFaceStorageWriter)"
 _MEGATRON_BRIDGE = (

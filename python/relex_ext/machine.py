@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from relex_ext.adapters import planning
+from relex_ext.adapters.trajectory import AdapterTrajectory
 from relex_ext.backends import Choice, fall_back, gds, open_backends
 from relex_ext.errors import InputError
 from relex_ext.plan import Plan, make_plan
@@ -36,6 +38,13 @@ class Machine:
             InputError: what was asked for cannot be had, or a limit is too small.
         """
         threads = self.world.threads(self.threads)
+        if isinstance(trajectory, AdapterTrajectory):
+            choice = planning.choose(self.backend, threads, self.device, self.delta_dtype)
+            threads = getattr(choice.backends[0], "threads", 1)
+            memory = self.world.memory_limit(self.memory_limit)
+            return choice, planning.make_plan(
+                trajectory, threads, io=self.io, memory_limit=memory, **options
+            )
         choice = open_backends(self.backend, threads, self.device, self.delta_dtype)
         choice = self.world.own(choice, self.device)
         try:

@@ -274,7 +274,7 @@ class Output:
 
     def _layouts(self) -> dict[str, Layout]:
         layouts = {}
-        for shard in self._trajectory.newest.shards:
+        for shard in self._trajectory.model.shards:
             described = []
             for tensor in self._trajectory.tensors:
                 entry = tensor.rows[-1]

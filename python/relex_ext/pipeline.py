@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from relex_ext.adapters.discovery import open_trajectory
 from relex_ext.dtypes import parse_delta
 from relex_ext.errors import InputError
 from relex_ext.forecasts import Weights, check_targets
@@ -24,7 +25,7 @@ from relex_ext.scanfile import ScanFile, planned_layout
 from relex_ext.scanning import Scanning, check_nonfinite
 from relex_ext.scans import Scan
 from relex_ext.steps import Checkpoints, PathLike
-from relex_ext.trajectory import Trajectory, open_trajectory
+from relex_ext.trajectory import Trajectory
 from relex_ext.world import World
 
 

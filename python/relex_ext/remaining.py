@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from relex_ext.backends import Choice
-from relex_ext.engine import Rows, Run, Tick
+from relex_ext.engine import Rows, Tick
 from relex_ext.forecasts import Source, Weights
 from relex_ext.formulas import Found
 from relex_ext.methods import Options, weigh
 from relex_ext.output import Output
 from relex_ext.plan import Plan, TensorPlan
-from relex_ext.runs import run_plan
+from relex_ext.runs import TensorRun, run_plan
 from relex_ext.scanfile import ScanFile, is_finite
 from relex_ext.scanning import Scanning
 from relex_ext.trajectory import Tensor, Trajectory
@@ -66,7 +66,7 @@ class Remaining:
     def combine(self, weights: Weights) -> None:
         """Write every target of given weights."""
 
-        def work(run: Run, item: TensorPlan) -> None:
+        def work(run: TensorRun, item: TensorPlan) -> None:
             name = item.tensor.name
             table = np.ascontiguousarray(weights.tensors[name], np.float64)
             self._combine(run, item, table, name in weights.carried)
@@ -89,7 +89,7 @@ class Remaining:
                 return weigh(Source(name, found), steps, targets, options, strengths)
             return np.zeros((len(targets), len(steps))), ()
 
-        def work(run: Run, item: TensorPlan) -> None:
+        def work(run: TensorRun, item: TensorPlan) -> None:
             name = item.tensor.name
             scanning.scan(run, item)
             # LAPACK's last bits are the processor's: parts of one tensor get the same weights.
@@ -132,7 +132,7 @@ class Remaining:
             self._output.note(tensor)
 
     def _combine(
-        self, run: Run, item: TensorPlan, weights: NDArray[np.float64], carried: bool
+        self, run: TensorRun, item: TensorPlan, weights: NDArray[np.float64], carried: bool
     ) -> None:
         owns = self._world.owns(item)
         if carried:
@@ -156,7 +156,7 @@ class Remaining:
     def _run(
         self,
         items: Sequence[TensorPlan],
-        work: Callable[[Run, TensorPlan], None],
+        work: Callable[[TensorRun, TensorPlan], None],
         rows: Rows | None = None,
         keep: bool = False,
     ) -> None:

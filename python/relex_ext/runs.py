@@ -5,14 +5,31 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
+from relex_ext.adapters.planning import AdapterPlan
+from relex_ext.adapters.run import AdapterRun
 from relex_ext.backends import Backend, Choice
 from relex_ext.engine import Rows, Run, Stopped, Tick
 from relex_ext.files import AS_ASKED, allow_many_files
+from relex_ext.forecasts import Spectrum
 from relex_ext.output import Output
 from relex_ext.plan import Plan, TensorPlan, share
 from relex_ext.windows import HostMemory, Memory
 from relex_ext.world import World
+
+
+class TensorRun(Protocol):
+    """What there is to do with a tensor: see :class:`relex_ext.engine.Run`."""
+
+    def scan(self, item: TensorPlan) -> NDArray[np.float64] | Spectrum: ...
+
+    def combine(self, item: TensorPlan, weights: NDArray[np.float64]) -> None: ...
+
+    def skip(self, item: TensorPlan) -> None: ...
 
 
 def run_plan(
@@ -22,7 +39,7 @@ def run_plan(
     rank: int,
     output: Output | None,
     tick: Tick,
-    work: Callable[[Run, TensorPlan], None],
+    work: Callable[[TensorRun, TensorPlan], None],
     rows: Rows | None = None,
     world: World | None = None,
 ) -> None:
@@ -34,6 +51,12 @@ def run_plan(
     if not plan.tensors:
         return
     allow_many_files()
+    if isinstance(plan, AdapterPlan):
+        with AdapterRun(plan, steps, choice.backends[0], output, tick) as adapters:
+            for item in plan.tensors:
+                work(adapters, item)
+            adapters.finish()
+        return
     stop = threading.Event()
     shares = share(plan.tensors, len(choice.backends))
 

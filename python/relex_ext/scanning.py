@@ -7,12 +7,12 @@ from dataclasses import replace
 import numpy as np
 
 from relex_ext.backends import Choice
-from relex_ext.engine import Run, Tick
+from relex_ext.engine import Tick
 from relex_ext.errors import InputError
 from relex_ext.forecasts import Spectrum
 from relex_ext.nonfinite import NonFinite
 from relex_ext.plan import Plan, TensorPlan
-from relex_ext.runs import run_plan
+from relex_ext.runs import TensorRun, run_plan
 from relex_ext.scanfile import Found, ScanFile, is_finite
 from relex_ext.trajectory import Trajectory
 from relex_ext.world import World
@@ -67,7 +67,7 @@ class Scanning:
             for found in self._world.gather(self.found):
                 self.found.update(found)
 
-    def scan(self, run: Run, item: TensorPlan) -> None:
+    def scan(self, run: TensorRun, item: TensorPlan) -> None:
         """One tensor, if it has not been scanned."""
         name = item.tensor.name
         if name in self.found:
@@ -87,7 +87,7 @@ class Scanning:
         left = [item for item in plan.tensors if item.tensor.name not in self.found]
         mine = tuple(self._world.share(plan, left))
 
-        def work(run: Run, item: TensorPlan) -> None:
+        def work(run: TensorRun, item: TensorPlan) -> None:
             self.scan(run, item)
             if not is_finite(self.found[item.tensor.name]):
                 run.skip(item)

@@ -53,6 +53,11 @@ class Trajectory:
         return self.checkpoints[-1]
 
     @property
+    def model(self) -> Checkpoint:
+        """Whose tensors, shards and dtypes an output has."""
+        return self.newest
+
+    @property
     def trained(self) -> tuple[Tensor, ...]:
         return tuple(tensor for tensor in self.tensors if tensor.trained)
 

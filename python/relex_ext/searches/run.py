@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from relex_ext import dtypes
+from relex_ext.adapters.discovery import open_trajectory
 from relex_ext.errors import InputError
 from relex_ext.identities import identities_of
 from relex_ext.machine import Machine
@@ -23,7 +24,7 @@ from relex_ext.searches.place import LOGS, check_folder, read_state, remove_sear
 from relex_ext.searches.strategy import STRENGTHS, Space, coarse_count, grid
 from relex_ext.searches.work import Forecasts, Work
 from relex_ext.steps import Checkpoints, PathLike
-from relex_ext.trajectory import Trajectory, open_trajectory
+from relex_ext.trajectory import Trajectory
 
 KEEPS = ("best", "all")
 
@@ -98,6 +99,10 @@ def search(
         raise InputError(f"keep: expected {' or '.join(KEEPS)}, found {keep}")
     evaluation = Evaluation(evaluate, timeout, place.absolute() / LOGS)
     trajectory = open_trajectory(base, checkpoints, until, steps)
+    if trajectory.model is not trajectory.newest:
+        raise InputError(
+            "checkpoints: expected models, of which the newest is evaluated, found LoRA adapters"
+        )
     space = Space.of(trajectory.steps[-1], target_steps, strengths)
     options = Options(rank=rank, **forecast)
     if options.method in ("reconstruct", "fit-reconstruct"):

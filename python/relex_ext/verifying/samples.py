@@ -18,6 +18,9 @@ from itertools import accumulate
 import numpy as np
 from numpy.typing import NDArray
 
+from relex_ext.adapters.definition import movement_of
+from relex_ext.adapters.discovery import open_adapters
+from relex_ext.adapters.trajectory import LowRank
 from relex_ext.applied import read_weights
 from relex_ext.checkpoints import open_checkpoint
 from relex_ext.dtypes import converted, from_float64, to_float32
@@ -151,11 +154,27 @@ class Samples:
         tables = self._weights.tensors[tensor.name]
         used = np.flatnonzero(tables.any(axis=0)).tolist()  # others were not read, NaN or not
         w = tables[self._row[block.target], used]
+        if isinstance(tensor, LowRank):
+            return self._agree_low_rank(block, found, tables[self._row[block.target]])
         entries = [tensor.base, *(tensor.rows[t] for t in used)]
         strips = zip(self._strips(entries, block), entries, strict=True)
         base, *rows = (to_float32(s, e.dtype).astype(np.float64) for s, e in strips)
         with np.errstate(invalid="ignore", over="ignore"):  # NaN and Inf pass through
             exact, slack = self._exact(base, rows, w.tolist(), dtype)
+            return _within(to_float32(found, dtype), exact, slack, dtype)
+
+    def _agree_low_rank(
+        self, block: Block, found: NDArray[np.uint8], weights: Float64
+    ) -> NDArray[np.bool_]:
+        tensor, dtype = block.tensor, block.written.dtype
+        assert isinstance(tensor, LowRank)
+        strip = self._strips([tensor.base], block)[0]
+        base = to_float32(strip, tensor.base.dtype).astype(np.float64)
+        moved, moves, terms = movement_of(tensor, weights, self._files, block.begin, block.end)
+        with np.errstate(invalid="ignore", over="ignore"):
+            exact = base + moved
+            slack = (terms + 3) * ROUNDOFF[dtype] * (moves + LEAST)
+            slack += ROUNDOFF["F32"] * np.abs(exact)
             return _within(to_float32(found, dtype), exact, slack, dtype)
 
     def _exact(
@@ -186,7 +205,9 @@ class Samples:
 
 def _open_inputs(noted: Noted) -> Trajectory:
     steps = noted.checkpoints.items()
-    trajectory = align(open_checkpoint(noted.base), {s: open_checkpoint(f) for s, f in steps})
+    trajectory = open_adapters(noted.base, noted.checkpoints)
+    if trajectory is None:
+        trajectory = align(open_checkpoint(noted.base), {s: open_checkpoint(f) for s, f in steps})
     folders = {"base": noted.base} | {str(step): folder for step, folder in steps}
     for key, found in identities_of(trajectory).items():
         if noted.identities.get(key) != found:
