@@ -32,8 +32,8 @@ class Standing:
     checkpoints: int
     ev: float
     """Explained variance of rank 1, all tensors as one vector."""
-    r2: float
-    """Of the line through its coefficient."""
+    r2: float | None
+    """Of the line through its coefficient; None for a single checkpoint."""
     verdict: Verdict | None
     """On the step asked about, or on the next one; None for a single checkpoint."""
     reach: int | None
@@ -52,18 +52,16 @@ class Standing:
         found = {
             "relex/step": float(self.step),
             "relex/ev": self.ev,
-            "relex/r2": self.r2,
             "relex/verdict_go": float(self.go),
             "relex/reach": float(self.step if self.reach is None else self.reach),
         }
-        if self.straightness is not None:
-            found["relex/straightness"] = self.straightness
-        return found
+        rest = {"relex/r2": self.r2, "relex/straightness": self.straightness}
+        return found | {name: value for name, value in rest.items() if value is not None}
 
     def __str__(self) -> str:
         count = f"{self.checkpoints} checkpoint{'' if self.checkpoints == 1 else 's'}"
         line = f"step {self.step}, {count}: "
-        if self.verdict is None:
+        if self.verdict is None or self.r2 is None:
             return f"{line}too few to judge"
         reach = "no step ahead" if self.reach is None else f"step {self.reach}"
         numbers = "; ".join(map(str, self.verdict.reasons))
@@ -133,12 +131,14 @@ def _whole(ends: Iterable[float]) -> list[int]:
     return sorted({round(float(end)) for end in ends})
 
 
-def _rank1(scan: Scan) -> tuple[float, float]:
+def _rank1(scan: Scan) -> tuple[float, float | None]:
     total = np.zeros((len(scan.steps),) * 2)
     for name in scan.names:
         total += scan.source(name).gram
     values, vectors = np.linalg.eigh(total)
     energy = float(np.trace(total))
     ev = float(values[-1]) / energy if energy > 0.0 else 0.0
+    if len(scan.steps) < 2:
+        return ev, None
     r2 = line_r2(np.array(scan.steps, np.float64), vectors[None, :, -1])
     return ev, float(r2[0])

@@ -37,8 +37,8 @@ class RelexCallback(TrainerCallback):
     ``relex/ev``, ``relex/r2``, ``relex/straightness``, ``relex/verdict_go``, ``relex/reach``.
 
     An error of ours never ends a training run: it is one line of the log (logger ``relex_ext``) and
-    ``relex/errors`` in the trainer's, unless ``strict``. Everything is kept in ``output_dir/relex``,
-    for a run that is resumed, too.
+    ``relex/errors`` in the trainer's, unless ``strict``. All is kept in ``output_dir/relex``, where
+    a run that is resumed finds it.
     """
 
     def __init__(
