@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -331,3 +335,70 @@ def test_a_scan_without_drift_has_no_reach(tmp_path: Path) -> None:
     found = standing_of(scan(run.base, run.checkpoints, progress=False))
     assert found.reach is None and not found.go
     assert "wander like a random walk" in str(found)
+
+
+def test_steps_saved_again_are_recorded_again(
+    run: folders.RunFolder, caplog: pytest.LogCaptureFixture
+) -> None:
+    watch = watch_of(run, STEPS[:4])
+    shutil.move(run.folder(70), run.base.parent / "kept")
+    other = folders.make_run(run.base.parent / "other", STEPS, seed=1)
+    for name, tensor in run.base_tensors.items():  # another branch, from the same base
+        if tensor.dtype == "BF16" and tensor.data:
+            run.step_tensors[40][name] = other.step_tensors[40][name]
+    folders.write_model(run.folder(40), run.step_tensors[40], companions=folders.COMPANIONS)
+    assert watch.catch_up() == ()
+    shutil.move(run.base.parent / "kept", run.folder(70))
+    with caplog.at_level(logging.WARNING, "relex_ext"):
+        assert watch.catch_up() == (40, 70)
+    assert caplog.messages == ["step 40 was saved again: recorded anew from there on"]
+    assert watch.scan is not None
+    check_grams(watch.scan, run, STEPS)
+
+
+# ---- relex watch -------------------------------------------------------------------------------
+
+
+def test_command_once(run: folders.RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    inputs = ["watch", str(run.checkpoints), "--base", str(run.base), "--once"]
+    assert cli.main([*inputs, "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    fresh = standing_of(scan(run.base, run.checkpoints, progress=False))
+    assert printed == pytest.approx(fresh.logs(), rel=1e-9)
+    shutil.rmtree(run.folder(10))
+    folders.make_run(run.base.parent / "more", (*STEPS, 80))
+    shutil.move(run.base.parent / "more" / "run" / "checkpoint-80", run.folder(80))
+    assert cli.main(inputs) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith(
+        "step 80, 5 checkpoints: a forecast reaches no step ahead; step 81: no-go"
+    )
+    assert "relex: " in err and "the checkpoints of steps 10 are gone" in err
+
+
+def test_command_errors(run: folders.RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    nowhere = run.base.parent / "nowhere"
+    assert cli.main(["watch", str(nowhere), "--base", str(run.base)]) == 2
+    assert "expected a folder of checkpoints, found no folder" in capsys.readouterr().err
+    nowhere.mkdir()
+    assert cli.main(["watch", str(nowhere), "--base", str(run.base), "--once"]) == 2
+    assert "no checkpoint recorded yet" in capsys.readouterr().err
+
+
+def test_command_goes_on_until_interrupted(run: folders.RunFolder) -> None:
+    shutil.move(run.folder(70), run.base.parent / "kept")
+    command = [sys.executable, "-m", "relex_ext", "watch", str(run.checkpoints), "--every", "0.05"]
+    with subprocess.Popen(
+        [*command, "--base", str(run.base)], text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as child:  # fmt: skip
+        assert child.stdout is not None and child.stderr is not None
+        assert child.stdout.readline().startswith("step 40, 4 checkpoints: ")
+        shutil.move(run.base.parent / "kept", run.folder(70))
+        assert child.stdout.readline().startswith("step 70, 5 checkpoints: ")
+        child.send_signal(signal.SIGINT)
+        assert child.wait() == 130
+        assert child.stderr.read().endswith(
+            f"relex: interrupted; the scan of 5 steps is in {run.checkpoints}/relex/"
+            "scan.safetensors\n"
+        )

@@ -11,7 +11,17 @@ from importlib import import_module
 from typing import Any, NoReturn
 
 from relex_ext import __version__
-from relex_ext.commands import Command, Notes, extrapolate, report, scan, search, verdict, verify
+from relex_ext.commands import (
+    Command,
+    Notes,
+    extrapolate,
+    report,
+    scan,
+    search,
+    verdict,
+    verify,
+    watch,
+)
 from relex_ext.commands.inputs import number, whole_number
 from relex_ext.errors import RelexError, printable
 
@@ -22,6 +32,7 @@ COMMANDS: Mapping[str, Command] = {
     "report": report,
     "search": search,
     "verify": verify,
+    "watch": watch,
 }
 """Name → its module, in the order of --help."""
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from relex_ext.checkpoints import open_checkpoint
+from relex_ext.checkpoints import Checkpoint, open_checkpoint
 from relex_ext.errors import InputError, RelexError
 from relex_ext.evidence.verdict import Verdict, judge
 from relex_ext.identities import identity
@@ -72,13 +72,14 @@ class Watch:
         self._lock = threading.RLock()
         self._folders: dict[int, Path] = {}
         """Of the scan's steps, those that are known."""
-        self._scan = self._taken_up() if self.file.exists() else None
+        checkpoint = open_checkpoint(self.base)  # one that is no good is found now
+        self._scan = self._taken_up(checkpoint) if self.file.exists() else None
 
-    def _taken_up(self) -> Scan:
+    def _taken_up(self, base: Checkpoint) -> Scan:
         scan = Scan.load(self.file)
         if scan.spectra or scan.nonfinite:
             raise InputError(f"{self.file}: expected Gram matrices of every tensor; choose another")
-        if scan.identities.get("base") != identity(open_checkpoint(self.base)):
+        if scan.identities.get("base") != identity(base):
             raise InputError(
                 f"{self.file}: made from another base than {self.base}; choose another file"
             )
@@ -121,15 +122,14 @@ class Watch:
 
     def catch_up(self, until: int | None = None) -> tuple[int, ...]:
         """Record the step folders of the run that are complete and not recorded yet, up to
-        ``until``; the steps added."""
+        ``until``; the steps added. Steps that were saved again since are recorded again."""
         with self._lock:
-            newest = max(self.steps, default=self.after)
-            fresh: dict[int, Path] = {}
-            for step, folder in self._found().items():
-                if step > newest and (until is None or step <= until):
-                    if not is_complete(folder):
-                        break  # the trainer is at it
-                    fresh[step] = folder
+            fresh = self._fresh(until)
+            changed = self._first_changed() if fresh else None
+            if changed is not None:
+                LOG.warning("step %d was saved again: recorded anew from there on", changed)
+                self.rewind(changed - 1)
+                fresh = self._fresh(until)
             self.add_all(fresh)
             return tuple(fresh)
 
@@ -138,11 +138,32 @@ class Watch:
         with self._lock:
             self._keep([s for s in self.steps if s <= step])
 
+    def _fresh(self, until: int | None) -> dict[int, Path]:
+        newest = max(self.steps, default=self.after)
+        found: dict[int, Path] = {}
+        for step, folder in self._found().items():
+            if step > newest and (until is None or step <= until):
+                if not is_complete(folder):
+                    break  # the trainer is at it
+                found[step] = folder
+        return found
+
+    def _first_changed(self) -> int | None:
+        for step in self.steps:
+            folder = self._folders.get(step)
+            if folder is not None and folder.is_dir() and not self._is_recorded(step, folder):
+                return step
+        return None
+
+    def _is_recorded(self, step: int, folder: Path) -> bool:
+        assert self._scan is not None
+        noted = self._scan.identities[str(step - self.after)]
+        return is_complete(folder) and noted == identity(open_checkpoint(folder))
+
     def _has(self, step: int, folder: Path) -> bool:
         if step not in self.steps:
             return False
-        assert self._scan is not None
-        if self._scan.identities[str(step - self.after)] == identity(open_checkpoint(folder)):
+        if self._is_recorded(step, folder):
             self._folders[step] = folder
             return True
         raise InputError(
