@@ -104,8 +104,8 @@ class VerlRecorder:
 
 
 class RelexCheckpoints:
-    """verl's ``CheckpointCallback``. The base is ``actor_rollout_ref.model.path``, which has to be a
-    local folder."""
+    """verl's ``CheckpointCallback``. The base is ``actor_rollout_ref.model.path``, which has to be
+    a local folder."""
 
     def __init__(self, config: Any = None, **options: Any) -> None:
         """``config``: the trainer's; ``options``: :class:`VerlRecorder`'s."""
