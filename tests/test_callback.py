@@ -8,6 +8,7 @@ import shutil
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -269,6 +270,29 @@ def test_adapters_are_told_apart(tmp_path: Path, caplog: pytest.LogCaptureFixtur
         trainer.train()
     assert any("expected training of full weights" in line for line in caplog.messages)
     assert logged(trainer) == [{"relex/errors": 1.0}]
+
+
+def test_no_jumps_with_several_processes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The callback of process zero of two, as the trainer calls it."""
+    callback = RelexCallback(
+        reground=Reground(every=2, jump=1, only_if_go=False), background=False, strict=True
+    )
+    args: Any = SimpleNamespace(output_dir=str(tmp_path), world_size=2)
+    state = transformers.TrainerState(is_world_process_zero=True)
+    control = transformers.TrainerControl()
+    trained = model()
+    with caplog.at_level(logging.WARNING, "relex_ext"):
+        callback.on_train_begin(args, state, control, model=trained)
+    (line,) = caplog.messages
+    assert "reground: expected one process that holds the whole model" in line
+    for state.global_step in (1, 2):
+        with torch.no_grad():
+            next(trained.parameters()).add_(0.01)
+        trained.save_pretrained(tmp_path / f"checkpoint-{state.global_step}")
+        before = {name: tensor.clone() for name, tensor in trained.state_dict().items()}
+        callback.on_save(args, state, control, model=trained)
+        assert same(dict(trained.state_dict()), before)
+    assert callback.watch.after == 0 and callback.watch.steps == (1, 2)
 
 
 @pytest.mark.parametrize(

@@ -242,9 +242,8 @@ class RelexCallback(TrainerCallback):
         made = watch.forecast(target, self._folder / f"reground-{step}", overwrite=True)
         (folder,) = made.folders.values()
         phase = Phase(step, str(folder.relative_to(self._folder)), reground.optimizer == "reset")
-        note_phases(
-            self._folder / STATE, [*self._phases, phase]
-        )  # before: a resumed run lands, too
+        # First: a run that is killed while it lands does so again when it is resumed.
+        note_phases(self._folder / STATE, [*self._phases, phase])
         try:
             self._land(phase, extract_model_from_parallel(given["model"]), given)
         except InputError:
@@ -254,6 +253,7 @@ class RelexCallback(TrainerCallback):
         LOG.info("step %d: the weights are the forecast of step %d now", step, target)
         self._recorder.close()
         self._ended += self._recorder.take()
+        self._recorder = None
         self._start(args, phase, step)
 
     def _land(self, phase: Phase, model: Any, given: dict[str, Any]) -> None:
