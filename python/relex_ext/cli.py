@@ -21,6 +21,7 @@ from relex_ext.commands import (
     search,
     verdict,
     verify,
+    watch,
 )
 from relex_ext.commands import list as list_command
 from relex_ext.commands.inputs import number, whole_number
@@ -35,6 +36,7 @@ COMMANDS: Mapping[str, Command] = {
     "gather": gather,
     "verify": verify,
     "list": list_command,
+    "watch": watch,
 }
 """Name → its module, in the order of --help."""
 

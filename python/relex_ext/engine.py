@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from functools import partial, reduce
 from operator import add
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,11 @@ Tick = Callable[[int], None]
 
 Rows = dict[str, tuple[int, ...]]
 """Per tensor the checkpoints that combine has to read, where that is known."""
+
+Read = Callable[[], Iterator[Window]]
+"""Makes another pass over a tensor's windows."""
+
+Found = TypeVar("Found")
 
 
 class Stopped(Exception):
@@ -118,17 +123,32 @@ class Run:
         with self._memory.reporting(f"tensor {item.tensor.name}: "):
             if item.solver == "gram":
                 return self._gram(item, self._read(item.resident))
-            return self._power_kept(item) if item.resident else self._power_read(item)
+            return self._passes_over(item, partial(self._power, item))
 
-    def _power_kept(self, item: TensorPlan) -> Spectrum:
+    def columns(self, item: TensorPlan, rows: Sequence[int]) -> NDArray[np.float64]:
+        """G[:, rows] (T, k), where the rest of G is known: in the place of :meth:`scan`, under a
+        plan for power iteration, of which it is one step.
+
+        Raises:
+            NonFinite, BackendError: as there.
+        """
+        if item.tensor.columns == 0:
+            return np.zeros((len(self._steps), len(rows)))
+        with self._memory.reporting(f"tensor {item.tensor.name}: "):
+            return self._passes_over(item, partial(self._columns, item, list(rows)))
+
+    def _passes_over(self, item: TensorPlan, work: Callable[[Read], Found]) -> Found:
+        return self._with_kept(work) if item.resident else self._with_passes(work)
+
+    def _with_kept(self, work: Callable[[Read], Found]) -> Found:
         windows = list(self._read(keep=True))
-        found = self._power(item, lambda: iter(windows))
+        found = work(lambda: iter(windows))
         if self._output is None:
             for _ in self._drain():
                 pass
         return found
 
-    def _power_read(self, item: TensorPlan) -> Spectrum:
+    def _with_passes(self, work: Callable[[Read], Found]) -> Found:
         first = True
 
         def another_pass() -> Iterator[Window]:
@@ -139,7 +159,7 @@ class Run:
             return self._read(keep=False)
 
         try:
-            return self._power(item, another_pass)
+            return work(another_pass)
         finally:
             self._again.put(False)
 
@@ -188,7 +208,20 @@ class Run:
             self._backend.gram(window.strips, sums)
         yield sums
 
-    def _power(self, item: TensorPlan, read: Callable[[], Iterator[Window]]) -> Spectrum:
+    def _columns(self, item: TensorPlan, rows: list[int], read: Read) -> NDArray[np.float64]:
+        t = len(self._steps)
+        chosen = np.ascontiguousarray(np.eye(t, dtype=np.float32)[:, rows])
+        sums, squares = self._backend.zeros(t, len(rows)), self._backend.zeros(t)
+        for window in read():
+            self._backend.power_step(window.strips, chosen, sums, squares)
+        found = self._backend.fetch(sums)
+        try:
+            power.check_range(found, self._backend.fetch(squares), item.tensor.columns)
+        except power.OutOfRange:
+            return self._gram(item, read())[:, rows]
+        return found
+
+    def _power(self, item: TensorPlan, read: Read) -> Spectrum:
         t = len(self._steps)
         energy = np.zeros(t)
         passes = 0
