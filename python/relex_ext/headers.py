@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from relex_ext import strictjson
 from relex_ext.dtypes import ITEM_SIZE
 from relex_ext.errors import InputError
-from relex_ext.plainfiles import opened, read_at
+from relex_ext.plainfiles import blob_of, opened, read_at
 
 MOST_TENSORS = 1 << 18
 METADATA = "__metadata__"
@@ -40,6 +40,8 @@ class Shard:
     header_sha256: str
     stamp: tuple[int, ...] = field(compare=False)
     """Of the very file that was opened, for :func:`check_unchanged`."""
+    blob: str | None = None
+    """The Hub's name for its contents, of a file in a Hub cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +99,7 @@ def header_of(path: Path, folder: Path | None = None) -> Header:
     except ValueError as error:
         raise InputError(f"{path}: header: {error}") from error
     digest = hashlib.sha256(header).hexdigest()
-    shard = Shard(path, info.st_size, info.st_mtime_ns, digest, _stamp(info))
+    shard = Shard(path, info.st_size, info.st_mtime_ns, digest, _stamp(info), blob_of(path))
     entries = tuple(
         TensorEntry(t.name, t.dtype, t.shape, shard, 8 + length + t.begin, t.end - t.begin)
         for t in tensors

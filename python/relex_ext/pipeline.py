@@ -13,6 +13,8 @@ import numpy as np
 from relex_ext.dtypes import parse_delta
 from relex_ext.errors import InputError
 from relex_ext.forecasts import Weights, check_targets
+from relex_ext.hub.inputs import open_inputs
+from relex_ext.hub.names import Revisions
 from relex_ext.identities import job_of
 from relex_ext.job import Extrapolation, Job
 from relex_ext.machine import Machine
@@ -24,7 +26,7 @@ from relex_ext.scanfile import ScanFile, planned_layout
 from relex_ext.scanning import Scanning, check_nonfinite
 from relex_ext.scans import Scan
 from relex_ext.steps import Checkpoints, PathLike
-from relex_ext.trajectory import Trajectory, open_trajectory
+from relex_ext.trajectory import Trajectory
 from relex_ext.workspace import Workspace
 
 
@@ -35,6 +37,7 @@ def scan(
     out: PathLike | None = None,
     until: int | None = None,
     steps: Sequence[int] | None = None,
+    revisions: Revisions | None = None,
     rank: int = 1,
     solver: str = "gram",
     backend: str = "auto",
@@ -55,6 +58,7 @@ def scan(
         checkpoints: see :func:`extrapolate`.
         out: a file to keep the result in; without it, it stays in memory.
         until, steps: which checkpoints to use.
+        revisions: see :func:`extrapolate`.
         rank: pairs to find where ``solver`` is ``"power"``.
         solver: ``"gram"``, ``"power"`` (T × rank numbers a tensor instead of T²) or ``"auto"``.
         backend, device, memory_limit, device_memory, io, threads, delta_dtype, nonfinite: see
@@ -67,7 +71,7 @@ def scan(
     """
     options = Options(rank=rank)
     check_nonfinite(nonfinite)
-    trajectory = open_trajectory(base, checkpoints, until, steps)
+    trajectory = open_inputs(base, checkpoints, until, steps, revisions=revisions)
     deltas = parse_delta(delta_dtype)
     machine = Machine(backend, device, threads, memory_limit, device_memory, io, deltas)
     choice, plan = machine.lay_out(
@@ -179,6 +183,7 @@ def combine(
     out: PathLike,
     *,
     names: Sequence[str] | None = None,
+    revisions: Revisions | None = None,
     backend: str = "auto",
     device: str | Sequence[str] | None = None,
     dtype: str | None = None,
@@ -196,7 +201,7 @@ def combine(
     targets' folders, where ``step_<target>`` is not what tells them apart; ``delta_dtype``: the
     scan's that the weights are from.
     """
-    trajectory = open_trajectory(base, checkpoints, steps=weights.steps, least=1)
+    trajectory = open_inputs(base, checkpoints, steps=weights.steps, least=1, revisions=revisions)
     targets = tuple(map(float, weights.targets))
     check_targets(targets if names is None else set(targets))
     names = check_names(targets, names)
@@ -217,6 +222,7 @@ def extrapolate(
     *,
     until: int | None = None,
     steps: Sequence[int] | None = None,
+    revisions: Revisions | None = None,
     rank: int = 1,
     solver: str = "auto",
     backend: str = "auto",
@@ -248,7 +254,8 @@ def extrapolate(
     A call that was interrupted or killed goes on when it is repeated, and ends with the same bytes.
 
     Args:
-        base: the model folder the run started from (θ₀).
+        base: the model the run started from (θ₀): a folder or, here and below, a name on the Hub:
+            ``org/repo``, ``org/repo@revision`` or ``hf://org/repo@revision/folder``.
         checkpoints: the run folder with its step folders; several, if training went on in phases:
             where a later one does not begin beyond the steps before it, it counts on from them; or
             ``{step: folder}``, (step, folder) pairs, or folders named after their steps. At least
@@ -256,6 +263,8 @@ def extrapolate(
         target_steps: one or several steps; each becomes ``out/step_<target>``.
         out: a folder to make.
         until, steps: use the checkpoints up to a step, or exactly these.
+        revisions: of checkpoints that are one repository with a revision for each step: a pattern
+            like ``"step_{10..70..10}"``, or ``{step: revision}``.
         rank: how many singular directions to extrapolate, each along its own curve.
         solver: ``"gram"``, ``"power"`` (block power iteration) or ``"auto"``, the cheaper one.
         backend: ``"cpu"``, ``"cuda"``, ``"triton"``, ``"reference"`` (numpy float64) or ``"auto"``:
@@ -297,7 +306,7 @@ def extrapolate(
     targets = check_targets(target_steps)
     check_nonfinite(nonfinite)
     deltas = parse_delta(delta_dtype)
-    trajectory = open_trajectory(base, checkpoints, until, steps)
+    trajectory = open_inputs(base, checkpoints, until, steps, revisions=revisions)
     options.check(trajectory.steps, targets)
     given = {
         **asdict(options), "solver": solver, "delta_dtype": deltas, "nonfinite": nonfinite

@@ -9,11 +9,20 @@ from typing import Any
 
 def add_inputs(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("input")
-    group.add_argument("--base", required=True, metavar="DIR", help="the model the run began with")
+    group.add_argument(
+        "--base", required=True, metavar="DIR",
+        help="the model the run began with; this and others may be on the Hub: org/repo, "
+        "org/repo@revision, hf://org/repo@revision/folder",
+    )  # fmt: skip
     group.add_argument(
         "--checkpoints", required=True, action="append", metavar="DIR",
         help="the run folder with its step folders; several times: the phases of one training, "
         "which count on, or STEP=DIR",
+    )  # fmt: skip
+    group.add_argument(
+        "--revisions", metavar="PATTERN",
+        help="of checkpoints that are one repository on the Hub with a revision for each step: "
+        "'step_{10..70..10}' or 'step_10,step_20'",
     )  # fmt: skip
     group.add_argument(
         "--until", type=int, metavar="STEP", help="use the checkpoints up to this step"
@@ -181,8 +190,8 @@ def checkpoints_of(values: Sequence[str]) -> Any:
 def machine_options(args: argparse.Namespace) -> dict[str, Any]:
     """The keyword arguments that every public function on folders takes."""
     names = (
-        "until", "steps", "rank", "solver", "backend", "device", "memory_limit", "device_memory",
-        "io", "threads", "overwrite",
+        "until", "steps", "revisions", "rank", "solver", "backend", "device", "memory_limit",
+        "device_memory", "io", "threads", "overwrite",
     )  # fmt: skip
     options = {name: getattr(args, name) for name in names}
     return {**options, "progress": not (args.quiet or args.json)}

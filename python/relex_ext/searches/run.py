@@ -9,6 +9,8 @@ from typing import Any
 
 from relex_ext import dtypes
 from relex_ext.errors import InputError
+from relex_ext.hub.inputs import open_inputs
+from relex_ext.hub.names import Revisions
 from relex_ext.identities import identities_of
 from relex_ext.machine import Machine
 from relex_ext.methods import Options
@@ -23,7 +25,7 @@ from relex_ext.searches.place import LOGS, check_folder, read_state, remove_sear
 from relex_ext.searches.strategy import STRENGTHS, Space, coarse_count, grid
 from relex_ext.searches.work import Forecasts, Work
 from relex_ext.steps import Checkpoints, PathLike
-from relex_ext.trajectory import Trajectory, open_trajectory
+from relex_ext.trajectory import Trajectory
 
 KEEPS = ("best", "all")
 
@@ -43,6 +45,7 @@ def search(
     timeout: float | None = None,
     until: int | None = None,
     steps: Sequence[int] | None = None,
+    revisions: Revisions | None = None,
     rank: int = 1,
     scan: Scan | PathLike | None = None,
     solver: str = "gram",
@@ -97,7 +100,11 @@ def search(
     if keep not in KEEPS:
         raise InputError(f"keep: expected {' or '.join(KEEPS)}, found {keep}")
     evaluation = Evaluation(evaluate, timeout, place.absolute() / LOGS)
-    trajectory = open_trajectory(base, checkpoints, until, steps)
+    trajectory = open_inputs(base, checkpoints, until, steps, revisions=revisions)
+    base = trajectory.base.folder  # a revision on the Hub may move while the search goes on
+    checkpoints = {
+        s: c.folder for s, c in zip(trajectory.steps, trajectory.checkpoints, strict=True)
+    }
     space = Space.of(trajectory.steps[-1], target_steps, strengths)
     options = Options(rank=rank, **forecast)
     if options.method in ("reconstruct", "fit-reconstruct"):
