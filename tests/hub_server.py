@@ -32,8 +32,10 @@ class Repo:
     gated: bool = False
     private: bool = False
 
-    def commit(self, branch: str, files: Mapping[str, bytes]) -> str:
-        tree = {".gitattributes": b"", **self.commits.get(self.refs.get(branch, ""), {}), **files}
+    def commit(self, branch: str, files: Mapping[str, bytes | None]) -> str:
+        """What a branch has, with these files; None: without it."""
+        before = self.commits.get(self.refs.get(branch, ""), {".gitattributes": b""})
+        tree = {path: data for path, data in {**before, **files}.items() if data is not None}
         described = {path: hashlib.sha256(data).hexdigest() for path, data in tree.items()}
         sha = hashlib.sha1(json.dumps([len(self.commits), described]).encode()).hexdigest()
         self.commits[sha] = tree
@@ -218,12 +220,14 @@ class _Handler(BaseHTTPRequestHandler):
         self._check_writer()
         asked = json.loads(self.body)
         repo = f"{asked['organization']}/{asked['name']}"
+        url = f"{self.shared.url}/{repo}"
         if repo in self.shared.repos:
-            raise Refused(409, message="You already created this model repo")
+            self._send(409, json.dumps({"error": "exists", "url": url}).encode(), {})
+            return
         private = asked.get("private") or asked.get("visibility") == "private"
         self.shared.repos[repo] = Repo(private=bool(private))
         self.shared.repos[repo].commit("main", {})
-        self._json({"url": f"{self.shared.url}/{repo}", "name": repo, "id": repo})
+        self._json({"url": url, "name": repo, "id": repo})
 
     def _validate(self) -> None:
         self._json({"errors": [], "warnings": []})
@@ -264,9 +268,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _commit(self, repo: str, rev: str) -> None:
         self._check_writer()
-        files = {}
+        files: dict[str, bytes | None] = {}
         for line in map(json.loads, self.body.splitlines()):
             value = line["value"]
+            if line["key"] == "deletedFile":
+                files[value["path"]] = None
             if line["key"] == "file":
                 files[value["path"]] = base64.b64decode(value["content"])
             elif line["key"] == "lfsFile":

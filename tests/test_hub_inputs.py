@@ -165,7 +165,7 @@ def refused(message: str, base: Any = BASE, checkpoints: Any = "hf://org/folders
 
 def test_nothing_there(hub: Hub, run: RunFolder) -> None:
     upload(hub, run)
-    refused("org/typo: no such folder here and no such repository on the Hub", base="org/typo")
+    refused("org/typo: no such folder here, no such repository on the Hub", base="org/typo")
     refused("org/base@v2: the repository has no revision v2", base="org/base@v2")
     refused("org/a--b: no name that a repository can have", base="org/a--b")
     refused("hf://nothing: expected hf://org/repo", base="hf://nothing")
@@ -177,7 +177,7 @@ def test_nothing_there(hub: Hub, run: RunFolder) -> None:
 def test_private_and_gated(hub: Hub, run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     upload(hub, run)
     hub.repos[BASE].private = True
-    refused("org/base: no such folder here and no such repository on the Hub, or a private one")
+    refused("org/base: no such folder here, no such repository on the Hub, or a private one")
     hub.repos[BASE].private, hub.repos[BASE].gated = False, True
     gated = f"org/base: a gated repository; ask for access on {hub.url}/org/base and log in"
     refused(gated)

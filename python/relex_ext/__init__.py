@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from relex_ext.errors import EvaluationError, InputError, OutputError, RelexError
     from relex_ext.evidence.verdict import Verdict, judge
     from relex_ext.forecasts import Component, Weights
+    from relex_ext.hub.pushing import push
     from relex_ext.inmemory import Rank1, combine_tensors, gram, rank1
     from relex_ext.job import Extrapolation
     from relex_ext.modules import extrapolate_module
@@ -47,6 +48,7 @@ _HOME = {
     "forecast": "pipeline",
     "gram": "inmemory",
     "judge": "evidence.verdict",
+    "push": "hub.pushing",
     "rank1": "inmemory",
     "report": "reports",
     "scan": "pipeline",
@@ -76,6 +78,7 @@ __all__ = [
     "forecast",
     "gram",
     "judge",
+    "push",
     "rank1",
     "report",
     "scan",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,17 @@ from importlib import import_module
 from typing import Any, NoReturn
 
 from relex_ext import __version__
-from relex_ext.commands import Command, Notes, extrapolate, report, scan, search, verdict, verify
+from relex_ext.commands import (
+    Command,
+    Notes,
+    extrapolate,
+    push,
+    report,
+    scan,
+    search,
+    verdict,
+    verify,
+)
 from relex_ext.commands.inputs import number, whole_number
 from relex_ext.errors import RelexError, printable
 
@@ -22,6 +33,7 @@ COMMANDS: Mapping[str, Command] = {
     "report": report,
     "search": search,
     "verify": verify,
+    "push": push,
 }
 """Name → its module, in the order of --help."""
 
@@ -77,7 +89,9 @@ def _terminate(number: int, frame: object) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0 done, 2 bad input (one line on stderr), 130 interrupted, 143 terminated."""
+    argv = sys.argv[1:] if argv is None else argv
     args = build_parser().parse_args(argv)
+    args.line = shlex.join(["relex", *argv])
     _import_numpy()
     signal.signal(signal.SIGTERM, _terminate)
     try:

@@ -248,6 +248,7 @@ def extrapolate(
     overwrite: bool = False,
     dry_run: bool = False,
     progress: bool = True,
+    command: str | None = None,
 ) -> Extrapolation:
     """Write the checkpoints of later steps without training them (RELEX, arXiv 2605.21468).
 
@@ -293,6 +294,7 @@ def extrapolate(
         overwrite: replace an ``out`` that relex wrote.
         dry_run: plan only; write nothing.
         progress: show a progress bar.
+        command: what made it, for the model cards.
 
     Returns:
         Where the checkpoints are, the weights behind them and the record kept in ``relex.json``.
@@ -331,6 +333,7 @@ def extrapolate(
             )
     machine = Machine(backend, device, threads, memory_limit, device_memory, io, deltas)
     job = Job(trajectory, targets, out, machine, dtype, overwrite, progress)
+    job.command = command
     solver = scan_solver(solver, strength)
     return job.run(
         options, solver, weights=weights, given=given, scan=loaded, keep=keep,

@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
-from relex_ext.commands import Notes
+from relex_ext.commands import Notes, push
 from relex_ext.commands.inputs import (
     add_delta_dtype,
     add_inputs,
@@ -42,24 +42,28 @@ def add(commands: Commands) -> None:
     add_delta_dtype(parser)
     add_nonfinite(parser)
     add_machine(parser, solver="auto")
+    push.add_push(parser)
 
 
 def run(args: argparse.Namespace, notes: Notes) -> None:
     from relex_ext.pipeline import extrapolate
 
+    push.check(args)
     done = extrapolate(
         args.base, checkpoints_of(args.checkpoints), args.target_step, args.out,
         dtype=args.dtype, scan=args.scan, dry_run=args.dry_run,
         delta_dtype=args.delta_dtype,
-        nonfinite=args.nonfinite,
+        nonfinite=args.nonfinite, command=args.line,
         **method_options(args), **machine_options(args),
     )  # fmt: skip
+    pushed = [] if args.dry_run else push.finish(args)
     if args.json:
-        print(json.dumps(_plan_json(done) if args.dry_run else _done_json(done), indent=1))
+        found = _plan_json(done) if args.dry_run else {**_done_json(done), "pushed": pushed}
+        print(json.dumps(found, indent=1))
     elif args.dry_run:
         print(_plan_text(done))
     elif not args.quiet:
-        print("\n".join([_summary_text(done), *notes.lines]))
+        print("\n".join([_summary_text(done), *notes.lines, *pushed]))
 
 
 def _plan_json(done: Extrapolation) -> dict[str, Any]:

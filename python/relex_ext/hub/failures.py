@@ -20,9 +20,14 @@ from huggingface_hub.errors import (
 from relex_ext.errors import InputError, RelexError
 from relex_ext.hub.names import HubName
 
-FAILURES: tuple[type[Exception], ...] = (OSError, HFValidationError, *HfHubHTTPError.__bases__)
-"""All that its requests raise: the base of its errors is that of its HTTP library, whichever one
-that is in the version at hand."""
+FAILURES: tuple[type[Exception], ...] = (
+    OSError,
+    RuntimeError,
+    ValueError,
+    *HfHubHTTPError.__bases__,
+)
+"""All that huggingface_hub raises: the base of its errors is that of its HTTP library, whichever
+that is in the version at hand; uploads end in the two others."""
 
 
 @contextmanager
@@ -34,15 +39,17 @@ def telling(name: HubName, kind: type[RelexError] = InputError) -> Iterator[None
     """
     try:
         yield
+    except RelexError:
+        raise
     except FAILURES as error:
-        raise kind(f"{name}: {_line(name, error)}") from error
+        raise kind(f"{name}: {_line(name, error, kind is InputError)}") from error
 
 
 def unreachable(error: BaseException) -> bool:
     """Whether nobody has answered: that says nothing about the repository."""
-    if isinstance(error, (OfflineModeIsEnabled, LocalEntryNotFoundError)):
-        return True
-    return not isinstance(error, (HfHubHTTPError, HFValidationError)) or status_of(error) >= 500
+    if isinstance(error, HfHubHTTPError):
+        return status_of(error) >= 500
+    return not isinstance(error, (RuntimeError, ValueError))
 
 
 def status_of(error: BaseException) -> int:
@@ -50,8 +57,10 @@ def status_of(error: BaseException) -> int:
     return int(getattr(getattr(error, "response", None), "status_code", 0))
 
 
-def _line(name: HubName, error: BaseException) -> str:
+def _line(name: HubName, error: BaseException, reading: bool) -> str:
+    """``reading``: the name might have been meant as a folder's."""
     status = status_of(error)
+    here = "no such folder here, " if reading else ""
     if isinstance(error, HFValidationError):
         return "no name that a repository can have"
     if isinstance(error, GatedRepoError):
@@ -62,18 +71,15 @@ def _line(name: HubName, error: BaseException) -> str:
     if isinstance(error, RevisionNotFoundError):
         return f"the repository has no revision {name.revision or 'main'}"
     if isinstance(error, RepositoryNotFoundError):
-        return (
-            "no such folder here and no such repository on the Hub, or a private one; log in for "
-            "those (hf auth login)"
-        )
+        return f"{here}no such repository on the Hub, or a private one; for those, hf auth login"
     if status == 401:
         return "the Hub refuses the token, or asks for one; log in again (hf auth login)"
     if status == 403:
         return "the Hub refuses access; the token lacks the permission (hf auth login)"
     if isinstance(error, OfflineModeIsEnabled) or constants.HF_HUB_OFFLINE:
-        return "no such folder here, not in the Hub's cache, and HF_HUB_OFFLINE is set"
+        return f"{here}not in the Hub's cache, and HF_HUB_OFFLINE is set"
     if isinstance(error, LocalEntryNotFoundError):
-        return "no such folder here, not in the Hub's cache, and the Hub cannot be reached"
+        return f"{here}not in the Hub's cache, and the Hub cannot be reached"
     if isinstance(error, EntryNotFoundError):
         return "the repository has no such file"
     if status:

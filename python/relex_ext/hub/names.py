@@ -72,6 +72,12 @@ def hub_name(given: PathLike) -> HubName | None:
     return HubName(match["repo"], None if revision is None else unquote(revision), folder)
 
 
+def is_repository(text: str) -> bool:
+    """Whether it is ``org/repo`` and no more."""
+    match = _NAME.fullmatch(text)
+    return match is not None and match["repo"] == text
+
+
 def origin_of(folder: Path) -> HubName | None:
     """Where a folder of a Hub cache is from, at its commit."""
     place = snapshot_of(folder)

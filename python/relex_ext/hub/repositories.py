@@ -16,8 +16,7 @@ from relex_ext.companions import COMPANIONS
 from relex_ext.errors import InputError
 from relex_ext.hub.failures import FAILURES, telling, unreachable
 from relex_ext.hub.names import HubName
-
-CARD = "README.md"
+from relex_ext.output import CARD
 
 SMALL = ".gitattributes"
 """A file that every repository has: with it, the cache learns a revision's commit."""
