@@ -75,7 +75,10 @@ def test_extrapolate(run: RunFolder, tmp_path: Path) -> None:
     assert lines[:2] == [str(tmp_path / "out" / n) for n in ("step_100", "step_62.5")]
     assert "rank 1 explains" in lines[2]
     call(run.base, run.checkpoints, [100, 62.5], tmp_path / "called", progress=False)
-    assert digest(tmp_path / "out") == digest(tmp_path / "called")
+    typed, called = digest(tmp_path / "out"), digest(tmp_path / "called")
+    cards = {f"step_{target}/README.md" for target in ("100", "62.5")}
+    assert {name for name in typed if typed[name] != called[name]} == cards, "they say the command"
+    assert typed.keys() == called.keys()
 
 
 def test_quiet_says_nothing(run: RunFolder, tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ def scan(
     until: int | None = None,
     steps: Sequence[int] | None = None,
     revisions: Revisions | None = None,
+    max_local: str | int | None = None,
     rank: int = 1,
     solver: str = "gram",
     backend: str = "auto",
@@ -58,7 +59,7 @@ def scan(
         checkpoints: see :func:`extrapolate`.
         out: a file to keep the result in; without it, it stays in memory.
         until, steps: which checkpoints to use.
-        revisions: see :func:`extrapolate`.
+        revisions, max_local: see :func:`extrapolate`.
         rank: pairs to find where ``solver`` is ``"power"``.
         solver: ``"gram"``, ``"power"`` (T × rank numbers a tensor instead of T²) or ``"auto"``.
         backend, device, memory_limit, device_memory, io, threads, delta_dtype, nonfinite: see
@@ -71,7 +72,9 @@ def scan(
     """
     options = Options(rank=rank)
     check_nonfinite(nonfinite)
-    trajectory = open_inputs(base, checkpoints, until, steps, revisions=revisions)
+    trajectory = open_inputs(
+        base, checkpoints, until, steps, revisions=revisions, max_local=max_local
+    )
     deltas = parse_delta(delta_dtype)
     machine = Machine(backend, device, threads, memory_limit, device_memory, io, deltas)
     choice, plan = machine.lay_out(
@@ -184,6 +187,7 @@ def combine(
     *,
     names: Sequence[str] | None = None,
     revisions: Revisions | None = None,
+    max_local: str | int | None = None,
     backend: str = "auto",
     device: str | Sequence[str] | None = None,
     dtype: str | None = None,
@@ -201,7 +205,9 @@ def combine(
     targets' folders, where ``step_<target>`` is not what tells them apart; ``delta_dtype``: the
     scan's that the weights are from.
     """
-    trajectory = open_inputs(base, checkpoints, steps=weights.steps, least=1, revisions=revisions)
+    trajectory = open_inputs(
+        base, checkpoints, steps=weights.steps, least=1, revisions=revisions, max_local=max_local
+    )
     targets = tuple(map(float, weights.targets))
     check_targets(targets if names is None else set(targets))
     names = check_names(targets, names)
@@ -223,6 +229,7 @@ def extrapolate(
     until: int | None = None,
     steps: Sequence[int] | None = None,
     revisions: Revisions | None = None,
+    max_local: str | int | None = None,
     rank: int = 1,
     solver: str = "auto",
     backend: str = "auto",
@@ -266,6 +273,8 @@ def extrapolate(
         until, steps: use the checkpoints up to a step, or exactly these.
         revisions: of checkpoints that are one repository with a revision for each step: a pattern
             like ``"step_{10..70..10}"``, or ``{step: revision}``.
+        max_local: bytes or ``"20GiB"`` of the checkpoints on the Hub to have on disk at a time.
+            Their tensors are then fetched as they are read; without it, they go to the Hub's cache.
         rank: how many singular directions to extrapolate, each along its own curve.
         solver: ``"gram"``, ``"power"`` (block power iteration) or ``"auto"``, the cheaper one.
         backend: ``"cpu"``, ``"cuda"``, ``"triton"``, ``"reference"`` (numpy float64) or ``"auto"``:
@@ -308,7 +317,9 @@ def extrapolate(
     targets = check_targets(target_steps)
     check_nonfinite(nonfinite)
     deltas = parse_delta(delta_dtype)
-    trajectory = open_inputs(base, checkpoints, until, steps, revisions=revisions)
+    trajectory = open_inputs(
+        base, checkpoints, until, steps, revisions=revisions, max_local=max_local
+    )
     options.check(trajectory.steps, targets)
     given = {
         **asdict(options), "solver": solver, "delta_dtype": deltas, "nonfinite": nonfinite

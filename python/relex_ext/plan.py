@@ -16,7 +16,7 @@ from relex_ext.headers import TensorEntry
 from relex_ext.power import block_size
 from relex_ext.room import Demand, DeviceRoom, Devices, HostRoom, Staging, cut
 from relex_ext.sizes import parse_bytes
-from relex_ext.trajectory import Tensor, Trajectory
+from relex_ext.trajectory import Supply, Tensor, Trajectory
 
 SOLVERS = ("auto", "gram", "power")
 
@@ -78,6 +78,8 @@ class Plan:
     bytes_written: int
     apart: bool = False
     """All tensors are scanned before the first is combined: two disk passes."""
+    supply: Supply | None = None
+    """Who brings a tensor's bytes before it is read, if they are not all here."""
 
 
 def choose_solver(solver: str, isa: str, rows: int, rank: int, resident: bool) -> str:
@@ -167,6 +169,7 @@ def make_plan(
         peak_memory=room.peak_memory,
         bytes_written=written + targets * carried,
         apart=apart,
+        supply=trajectory.supply,
     )
 
 

@@ -37,9 +37,10 @@ def run_plan(
 
     def one(items: Sequence[TensorPlan], backend: Backend) -> None:
         memory = _memory(plan, backend)
-        with Run(items, steps, backend, memory, rank, output, tick, rows, stop) as run:
+        with Run(items, steps, backend, memory, rank, output, tick, rows, stop, plan.supply) as run:
             for item in items:
                 work(run, item)
+                run.let_go(item)
             run.finish()
 
     if len(shares) == 1:

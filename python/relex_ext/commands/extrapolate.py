@@ -11,6 +11,7 @@ from relex_ext.commands.inputs import (
     add_delta_dtype,
     add_inputs,
     add_machine,
+    add_max_local,
     add_method,
     add_nonfinite,
     add_written,
@@ -29,6 +30,7 @@ def add(commands: Commands) -> None:
         "extrapolate", help="scan, fit and write the forecast checkpoints in one go"
     )
     add_inputs(parser)
+    add_max_local(parser)
     parser.add_argument(
         "--target-step", type=float, action="append", required=True, metavar="STEP",
         help="a step to forecast; give it several times for several, written in one pass",
@@ -54,7 +56,7 @@ def run(args: argparse.Namespace, notes: Notes) -> None:
         dtype=args.dtype, scan=args.scan, dry_run=args.dry_run,
         delta_dtype=args.delta_dtype,
         nonfinite=args.nonfinite, command=args.line,
-        **method_options(args), **machine_options(args),
+        max_local=args.max_local, **method_options(args), **machine_options(args),
     )  # fmt: skip
     pushed = [] if args.dry_run else push.finish(args)
     if args.json:
@@ -75,6 +77,8 @@ def _plan_json(done: Extrapolation) -> dict[str, Any]:
         "peak_memory": plan.peak_memory,
         "memory_limit": plan.memory_limit,
         "bytes_written": plan.bytes_written,
+        "bytes_fetched": None if plan.supply is None else plan.supply.total,
+        "least_max_local": None if plan.supply is None else plan.supply.least,
         "free_space": done.free_space,
         "io": plan.io,
         "backend": done.backend,
@@ -117,6 +121,13 @@ def _plan_text(done: Extrapolation) -> str:
         rows["on device"] = (
             f"{human(staging.device_memory)} of strips and buffers on {', '.join(staging.devices)}"
             f" (limit {human(staging.device_limit)} each)"
+        )
+    if plan.supply is not None:
+        supply = plan.supply
+        twice = plan.apart and supply.total > supply.limit
+        rows["to fetch"] = (
+            f"{human(supply.total)}{', twice' if twice else ''}, at most {human(supply.limit)} on "
+            f"disk at a time (at least {human(supply.least)})"
         )
     rows |= {
         "to write": f"{human(plan.bytes_written)} ({human(done.free_space)} free)",

@@ -32,6 +32,14 @@ def add_inputs(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_max_local(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--max-local", metavar="SIZE",
+        help="like 20GiB: fetch tensors from the Hub as they are read, and have so much of them on "
+        "disk at most (whole checkpoints, in the Hub's cache)",
+    )  # fmt: skip
+
+
 METHOD_OPTIONS = (
     "time_axis", "step_scale", "method", "fit", "degree", "window", "refit", "alpha", "decay",
     "strength",

@@ -11,6 +11,7 @@ from relex_ext.commands.inputs import (
     add_delta_dtype,
     add_inputs,
     add_machine,
+    add_max_local,
     add_nonfinite,
     checkpoints_of,
     machine_options,
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 def add(commands: Commands) -> None:
     parser = commands.add_parser("scan", help="only compute the Gram matrices and keep them")
     add_inputs(parser)
+    add_max_local(parser)
     parser.add_argument("--out", required=True, metavar="FILE", help="the scan file to write")
     parser.add_argument(
         "--rank", type=int, default=1, metavar="R", help="pairs that solver power keeps (1)"
@@ -38,7 +40,7 @@ def run(args: argparse.Namespace, notes: Notes) -> None:
     found = scan(
         args.base, checkpoints_of(args.checkpoints), out=args.out, delta_dtype=args.delta_dtype,
         nonfinite=args.nonfinite,
-        **machine_options(args),
+        max_local=args.max_local, **machine_options(args),
     )  # fmt: skip
     if args.json:
         print(json.dumps({"scan": args.out, "steps": found.steps, "tensors": len(found.names)}))

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from relex_ext.checkpoints import weights_folder
 from relex_ext.errors import InputError
+from relex_ext.hub.mirror import Mirror
 from relex_ext.hub.names import HubName, hub_name
 from relex_ext.hub.repositories import Repository, open_repository
 from relex_ext.steps import Checkpoints, PathLike, resolve, select
@@ -31,8 +32,10 @@ def fetch(
     until: int | None,
     steps: Sequence[int] | None,
     least: int,
+    mirror: Mirror | None = None,
 ) -> tuple[Path, dict[int, Path]]:
-    """A base and the checkpoints to use as folders here. Of the others, nothing is fetched.
+    """A base and the checkpoints to use as folders here, in the cache or a mirror. Of the others,
+    nothing is fetched.
 
     Raises:
         InputError: something cannot be had, or is no model.
@@ -44,14 +47,8 @@ def fetch(
         models = [Path(start), *chosen.values()]
         newest = models[-1]
         whole = {models[0], newest}
-        folders = outlines.fetch({model: model in whole for model in models})
+        folders = outlines.fetch({model: model in whole for model in models}, mirror)
         return folders[0], dict(zip(chosen, folders[1:], strict=True))
-
-
-def fetch_model(given: PathLike) -> Path:
-    """One model's folder."""
-    with TemporaryDirectory(prefix="relex-hub-") as scratch, _Outlines(Path(scratch)) as outlines:
-        return outlines.fetch({Path(outlines.of([given])[0]): True})[0]
 
 
 @dataclass
@@ -92,23 +89,30 @@ class _Outlines:
             for one, folder in zip(given, folders, strict=True)
         ]
 
-    def fetch(self, models: Mapping[Path, bool]) -> list[Path]:
-        """Model folders of outlines → those in the cache, with what lies beside their weights where
-        that is asked for. Others stay what they are."""
+    def fetch(self, models: Mapping[Path, bool], mirror: Mirror | None = None) -> list[Path]:
+        """Model folders of outlines → those in the cache or a mirror, with what lies beside their
+        weights where that is asked for. Others stay what they are."""
         wanted: dict[Path, list[str]] = {}
-        folders = []
+        places: list[tuple[Path | None, str]] = []
         for model, companions in models.items():
             root = self._root(model)
             if root is None:
-                folders.append(model)
+                places.append((None, str(model)))
                 continue
             repository = self._by_root[root]
-            place = weights_folder(model)
-            inside = _inside(place, root)
+            inside = _inside(weights_folder(model), root)
             wanted.setdefault(root, []).extend(repository.needed(inside, companions))
-            folders.append(repository.folder / inside)
-        _each(lambda root: self._by_root[root].fetch(wanted[root]), list(wanted))
-        return folders
+            places.append((root, inside))
+
+        def bring(root: Path) -> Path:
+            repository = self._by_root[root]
+            if mirror is None:
+                return repository.fetch(wanted[root])
+            return mirror.add(repository, wanted[root])
+
+        roots = list(wanted)
+        brought = dict(zip(roots, _each(bring, roots), strict=True))
+        return [Path(at) if root is None else brought[root] / at for root, at in places]
 
     def _open(self, names: Sequence[HubName]) -> None:
         asked = {HubName(name.repo, name.revision) for name in names} - self._opened.keys()

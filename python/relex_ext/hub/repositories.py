@@ -56,13 +56,15 @@ class Repository:
         found = (path for path in self.folder.rglob("*") if path.is_file())
         return [path.relative_to(self.folder).as_posix() for path in found]
 
-    def fetch(self, paths: Iterable[str]) -> None:
-        """Into the cache; what is there already is not asked for again."""
+    def fetch(self, paths: Iterable[str], cache: Path | None = None) -> Path:
+        """Into the cache, or another one; what is there already is not asked for again. The
+        commit's folder there."""
         with telling(self.name):
-            api().snapshot_download(
-                self.name.repo, revision=self.name.revision, max_workers=WORKERS,
-                allow_patterns=[glob.escape(path) for path in paths],
+            place = api().snapshot_download(
+                self.name.repo, revision=self.name.revision, max_workers=WORKERS, cache_dir=cache,
+                allow_patterns=[SMALL, *map(glob.escape, paths)],
             )  # fmt: skip
+        return Path(place)
 
     def needed(self, folder: str, companions: bool) -> list[str]:
         """The paths of a model's weights, its config and, if asked for, what lies beside them.
