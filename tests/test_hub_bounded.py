@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import re
 import threading
 from collections.abc import Iterator
@@ -23,10 +24,10 @@ from relex_ext.hub.inputs import open_inputs
 from relex_ext.hub.mirror import Mirror
 from relex_ext.identities import identities_of
 
-STEPS = tuple(range(1, 13))
-LIMIT = 2_200_000
+STEPS = tuple(range(1, 9))
+LIMIT = 3_100_000
 MODEL = {
-    "model.embed_tokens.weight": Spec((131, 257)),
+    "model.embed_tokens.weight": Spec((131, 513), "F32", ("F32",)),
     **{f"model.layers.{i}.weight": Spec((71, 113), "F32", ("BF16", "F32")) for i in range(12)},
     "model.layers.0.norm": Spec((97,)),
     "model.layers.0.empty": Spec((0, 7)),
@@ -44,7 +45,7 @@ def run(tmp_path: Path, hub: Hub) -> RunFolder:
     return made
 
 
-INPUTS: dict[str, Any] = {"revisions": "step_{1..12}", "progress": False}
+INPUTS: dict[str, Any] = {"revisions": "step_{1..8}", "progress": False}
 
 
 def bounded(out: Path, limit: int | str = LIMIT, **options: Any) -> dict[str, str]:
@@ -93,7 +94,7 @@ def measured() -> Iterator[list[int]]:
 OPTIONS: dict[str, dict[str, Any]] = {
     "one pass": {},
     "read": {"io": "pread"},
-    "read twice": {"memory_limit": "2400KiB", "io": "pread"},
+    "read twice": {"memory_limit": "2MiB", "io": "pread"},
     "power": {"solver": "power"},
     "scanned first": {"solver": "power", "strength": 0.5},
     "some checkpoints": {"method": "two-point", "window": 3},
@@ -119,7 +120,7 @@ def test_the_bytes_and_the_bound(
     plan = extrapolate(run.base, run.checkpoints, 30, tmp_path / "no", dry_run=True, **options).plan
     assert (plan.passes > 1) == ("memory_limit" in options)
     assert found == here(run, tmp_path / "expected", **options)
-    assert LIMIT // 2 < max(sizes) <= LIMIT
+    assert LIMIT // 3 < max(sizes) <= LIMIT
 
 
 def test_only_what_is_read_is_fetched_once(tmp_path: Path, hub: Hub, run: RunFolder) -> None:
@@ -139,8 +140,8 @@ def test_checkpoints_without_weight_are_not_fetched(
 ) -> None:
     bounded(tmp_path / "out", method="secant")
     sent = sum(sent for path, sent in hub.sent.items() if path.endswith(".safetensors"))
-    held = sum(p.stat().st_size for p in run.folder(12).glob("*.safetensors"))
-    assert sent < 5 * held, "base, newest, headers: of thirteen"
+    held = sum(p.stat().st_size for p in run.folder(8).glob("*.safetensors"))
+    assert sent < 4 * held, "base, newest, headers: of nine"
 
 
 def test_two_passes_fetch_once_where_there_is_room(
@@ -151,7 +152,7 @@ def test_two_passes_fetch_once_where_there_is_room(
     assert found == here(run, tmp_path / "expected", strength="auto")
     hub.sent.clear()
     assert bounded(tmp_path / "again", LIMIT, strength="auto") == found
-    assert 1.8 * once < hub.sent.total() < 2 * once
+    assert 1.7 * once < hub.sent.total() < 2 * once
 
 
 def test_scan_combine_verify(tmp_path: Path, run: RunFolder) -> None:
@@ -159,7 +160,7 @@ def test_scan_combine_verify(tmp_path: Path, run: RunFolder) -> None:
     there = scan(run.base, run.checkpoints, progress=False)
     weights = forecast(made, [30])
     for name in made.names:
-        assert (made.gram(name) == there.gram(name)).all()
+        assert (made.grams[name] == there.grams[name]).all()
     out = tmp_path / "out"
     combine("org/base", "org/run", weights, out, max_local=LIMIT, **INPUTS)
     assert model_digest(out / "step_30") == here(run, tmp_path / "expected")
@@ -178,7 +179,7 @@ def test_nonfinite_tensors_are_carried(tmp_path: Path, hub: Hub, run: RunFolder)
     shard = run.folder(7) / "model-00001-of-00002.safetensors"
     data = bytearray(shard.read_bytes())
     start = 8 + int.from_bytes(data[:8], "little")
-    begin = int(re.search(rb'"%s".*?data_offsets": \[(\d+)' % name.encode(), data)[1])  # type: ignore[index]
+    begin = json.loads(data[8:start])[name]["data_offsets"][0]
     data[start + begin : start + begin + 4] = b"\xff\xff\xff\xff"
     shard.write_bytes(data)
     hub.upload("org/run", run.folder(7), "step_7")
@@ -193,30 +194,35 @@ def refused(message: str, out: Path, limit: int | str = LIMIT, **options: Any) -
     assert not out.exists()
 
 
+def least_for(out: Path) -> int:
+    with pytest.raises(InputError) as caught:
+        bounded(out, "100KiB")
+    return int(re.findall(r"at least (\d+) bytes", str(caught.value))[0])
+
+
 def test_what_cannot_be_bounded(tmp_path: Path, run: RunFolder) -> None:
     out = tmp_path / "out"
     refused("max_local: expected at least ", out, "100KiB")
     with pytest.raises(InputError, match=r"^max_local: expected inputs on the Hub, found folders"):
         extrapolate(run.base, run.checkpoints, 30, out, max_local=LIMIT)
-    with pytest.raises(InputError) as caught:
-        bounded(out, "100KiB")
-    least = int(re.findall(r"at least (\d+) bytes", str(caught.value))[0])
-    assert bounded(out, least) == here(run, tmp_path / "expected")
+    assert bounded(out, least_for(out)) == here(run, tmp_path / "expected")
 
 
 @pytest.mark.parametrize("place", ["header", "data"])
 def test_a_server_that_lies(tmp_path: Path, hub: Hub, run: RunFolder, place: str) -> None:
-    name = "model-00002-of-00002.safetensors"
-    true = (run.folder(5) / name).read_bytes()
-    if place == "header":
-        hub.lies[name] = b"\xff" * len(true)
-        refused(str(Path(constants.HF_HUB_CACHE).parent / "relex"), tmp_path / "out")
-    else:
-        hub.lies[name] = true[: len(true) // 2]
-        with pytest.raises(
-            InputError, match=r"^org/run@\w+: model-00002-of-00002.safetensors: exp"
-        ):
-            bounded(tmp_path / "out")
+    """The header is judged as any other; of the data, only what is not there can be seen."""
+    name = "step_5/model-00002-of-00002.safetensors"
+    commit = hub.upload("org/one", run.folder(5), inside="step_5/")
+    true = hub.repos["org/one"].commits[commit][name]
+    hub.lies[name] = {"header": b"\xff" * len(true), "data": true[: len(true) // 2]}[place]
+    steps = {step: f"org/run@step_{step}" for step in STEPS} | {5: "hf://org/one/step_5"}
+    found = {
+        "header": f"/models--org--one/snapshots/{commit}/{name}: not a safetensors file: expected",
+        "data": f"org/one@{commit}: {name}: expected ",
+    }
+    with pytest.raises(InputError, match=re.escape(found[place])):
+        extrapolate("org/base", steps, 30, tmp_path / "out", max_local=LIMIT, progress=False)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_connection_that_breaks(
@@ -224,7 +230,7 @@ def test_a_connection_that_breaks(
 ) -> None:
     expected = here(run, tmp_path / "expected")
     monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)
-    hub.drops["model-00001-of-00002.safetensors"] = 20
+    hub.drops["model-00001-of-00002.safetensors"] = 5
     assert bounded(tmp_path / "out") == expected
 
 
@@ -247,12 +253,12 @@ def test_the_plan_says_what_is_possible(
     hub: Hub, tmp_path: Path, run: RunFolder, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = ["extrapolate", "--base", "org/base", "--checkpoints", "org/run", "--revisions"]
-    command += ["step_{1..12}", "--target-step", "30", "--out", str(tmp_path / "out")]
-    assert main([*command, "--max-local", "3MiB", "--dry-run"]) == 0
+    command += ["step_{1..8}", "--target-step", "30", "--out", str(tmp_path / "out")]
+    assert main([*command, "--max-local", "4MiB", "--dry-run"]) == 0
     row = re.search(r"to fetch: +(.*)", capsys.readouterr().out)
     assert row is not None
     assert re.fullmatch(
-        r"[\d.]+ MiB, at most 3(\.0*)? MiB on disk at a time \(at least [\d.]+ [KM]iB\)", row[1]
+        r"[\d.]+ MiB, at most 4(\.0*)? MiB on disk at a time \(at least [\d.]+ [KM]iB\)", row[1]
     )
     sent = sum(n for path, n in hub.sent.items() if path.endswith(".safetensors"))
     assert sent < 100_000, "headers, and the base's buffers"

@@ -89,8 +89,8 @@ class Mirror:
                 folder.mkdir(parents=True, exist_ok=True)
             if not link.is_symlink():
                 link.symlink_to(os.path.relpath(blob, link.parent))
-            if blob not in self._places:
-                self._places[blob] = (repository, path)
+            source = (repository, path)
+            if self._places.setdefault(blob, source) is source:  # from several threads
                 self._by_blob[blob] = set()
                 with blob.open("wb") as made:
                     made.truncate(files[path].size)
