@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 import json
 import re
 import threading
@@ -16,7 +17,7 @@ from huggingface_hub import constants
 
 import children
 from folders import RunFolder, Spec, make_run, model_digest
-from hub_server import Hub
+from hub_server import TOKEN, Hub
 from relex_ext import combine, extrapolate, forecast, scan, verify
 from relex_ext.cli import main
 from relex_ext.errors import InputError
@@ -76,7 +77,7 @@ def measured() -> Iterator[list[int]]:
     over = threading.Event()
 
     def sample() -> None:
-        while not over.wait(0.002):
+        while not over.wait(0.02):
             try:
                 found.append(on_disk())
             except FileNotFoundError:
@@ -94,7 +95,7 @@ def measured() -> Iterator[list[int]]:
 OPTIONS: dict[str, dict[str, Any]] = {
     "one pass": {},
     "read": {"io": "pread"},
-    "read twice": {"memory_limit": "2MiB", "io": "pread"},
+    "read twice": {"memory_limit": "2200KiB", "io": "pread"},
     "power": {"solver": "power"},
     "scanned first": {"solver": "power", "strength": 0.5},
     "some checkpoints": {"method": "two-point", "window": 3},
@@ -262,3 +263,23 @@ def test_the_plan_says_what_is_possible(
     )
     sent = sum(n for path, n in hub.sent.items() if path.endswith(".safetensors"))
     assert sent < 100_000, "headers, and the base's buffers"
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+def test_the_recipe(
+    tmp_path: Path, hub: Hub, run: RunFolder, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """docs/hub.md's, with this run's names."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    inputs = "--base org/base --checkpoints org/run --revisions step_{1..8} --max-local 3100KB -q"
+    assert main(f"scan {inputs} --out scan.safetensors".split()) == 0
+    assert main("verdict scan.safetensors --target-step 30".split()) == 0
+    assert capsys.readouterr().out.startswith("step 30: ")
+    forecasting = f"extrapolate {inputs} --scan scan.safetensors --target-step 30 --out forecast"
+    assert main([*forecasting.split(), "--push-to", "me/forecast"]) == 0
+    pushed = hub.repos["me/forecast"]
+    files = pushed.commits[pushed.refs["main"]]
+    expected = here(run, tmp_path / "expected")
+    assert {n: hashlib.sha256(files[n]).hexdigest() for n in expected} == expected
