@@ -275,7 +275,7 @@ def test_the_recipe(
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     inputs = "--base org/base --checkpoints org/run --revisions step_{1..8} --max-local 3100KB -q"
     assert main(f"scan {inputs} --out scan.safetensors".split()) == 0
-    assert main("verdict scan.safetensors --target-step 30".split()) == 0
+    assert main(["verdict", "scan.safetensors", "--target-step", "30"]) == 0
     assert capsys.readouterr().out.startswith("step 30: ")
     forecasting = f"extrapolate {inputs} --scan scan.safetensors --target-step 30 --out forecast"
     assert main([*forecasting.split(), "--push-to", "me/forecast"]) == 0

@@ -98,10 +98,7 @@ class Run:
         for item in self._items:
             if item.tensor.columns == 0:
                 continue
-            if self._supply is not None and not self._supply.fetch(
-                self._read_of(item), self._ended
-            ):
-                raise Stopped
+            self._bring(item)
             if item.solver != "none":
                 yield Pass(item)
                 while item.solver == "power" and not item.resident and self._again.get():

@@ -159,9 +159,7 @@ class Job:
         method = weights.method or "given weights"
         strengths = weights.strengths or [1.0] * len(self.targets)
         found = zip(self.targets, strengths, strict=True)
-        return [
-            card(base, steps, t, method, s, verdicts.get(t), self.command) for t, s in found
-        ]
+        return [card(base, steps, t, method, s, verdicts.get(t), self.command) for t, s in found]
 
 
 def _check_keep(place: Path) -> None:

@@ -6,7 +6,7 @@ and empty files under the names that its commit has.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,9 +45,7 @@ def fetch(
         start = outlines.of([base])[0]
         chosen = select(resolve(found), until, steps, least)
         models = [Path(start), *chosen.values()]
-        newest = models[-1]
-        whole = {models[0], newest}
-        folders = outlines.fetch({model: model in whole for model in models}, mirror)
+        folders = outlines.fetch(models, {models[0], models[-1]}, mirror)
         return folders[0], dict(zip(chosen, folders[1:], strict=True))
 
 
@@ -89,19 +87,21 @@ class _Outlines:
             for one, folder in zip(given, folders, strict=True)
         ]
 
-    def fetch(self, models: Mapping[Path, bool], mirror: Mirror | None = None) -> list[Path]:
-        """Model folders of outlines → those in the cache or a mirror, with what lies beside their
-        weights where that is asked for. Others stay what they are."""
+    def fetch(
+        self, models: Sequence[Path], whole: Collection[Path], mirror: Mirror | None
+    ) -> list[Path]:
+        """Model folders of outlines → those in the cache or a mirror, some with what lies beside
+        their weights. Folders here stay what they are."""
         wanted: dict[Path, list[str]] = {}
         places: list[tuple[Path | None, str]] = []
-        for model, companions in models.items():
+        for model in models:
             root = self._root(model)
             if root is None:
                 places.append((None, str(model)))
                 continue
             repository = self._by_root[root]
             inside = _inside(weights_folder(model), root)
-            wanted.setdefault(root, []).extend(repository.needed(inside, companions))
+            wanted.setdefault(root, []).extend(repository.needed(inside, model in whole))
             places.append((root, inside))
 
         def bring(root: Path) -> Path:
@@ -136,12 +136,14 @@ class _Outlines:
 
 
 def _draw(root: Path, paths: Sequence[str]) -> None:
+    """Without the notes (.txt) in which trainers say what is finished: a commit is."""
     root.mkdir(parents=True)
     for path in paths:
         if ".." in path.split("/") or path.startswith("/"):
             raise InputError(f"{root}: expected paths inside the repository, found {path}")
         (root / path).parent.mkdir(parents=True, exist_ok=True)
-        (root / path).touch()
+        if not path.endswith(".txt"):
+            (root / path).touch()
 
 
 def _inside(place: Path, root: Path) -> str:
