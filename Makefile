@@ -31,11 +31,14 @@ test-gpu-sanitized: $(VENV)/.installed
 # the process before Python is, and libstdc++ for them to see exceptions. Leaks are not asked for:
 # at its end the interpreter keeps most of what it has. SIGBUS is for csrc/guard.hpp. TSan's memory
 # map needs an address space that is laid out as ever (setarch), and how OpenMP's and BLAS's threads
-# wait for each other it cannot see. What measures time or memory would measure the sanitizer.
+# wait for each other it cannot see, nor what the emulated GPU's fibres and fault handler do. What
+# measures time or memory would measure the sanitizer.
 test-asan: SANITIZER := address
+test-asan: EMULATION := ON
 test-asan: CHECKED = env LD_PRELOAD="$(call runtime,libasan.so) $(call runtime,libstdc++.so.6)" \
   ASAN_OPTIONS=detect_leaks=0:handle_sigbus=0 UBSAN_OPTIONS=print_stacktrace=1
 test-tsan: SANITIZER := thread
+test-tsan: EMULATION := OFF
 test-tsan: CHECKED = setarch -R \
   env LD_PRELOAD="$(call runtime,libtsan.so) $(call runtime,libstdc++.so.6)" \
   TSAN_OPTIONS=handle_sigbus=0:suppressions=$(CURDIR)/tests/tsan.supp \
@@ -46,7 +49,7 @@ test-asan test-tsan: $(VENV)/.installed
 	  --config-settings build-dir=$(PLACE)/cmake \
 	  --config-settings cmake.define.RELEX_SANITIZE=$(SANITIZER) \
 	  --config-settings cmake.define.RELEX_CUDA=OFF \
-	  --config-settings cmake.define.RELEX_EMULATION=ON \
+	  --config-settings cmake.define.RELEX_EMULATION=$(EMULATION) \
 	  --config-settings cmake.define.RELEX_FUZZ=ON .
 	$(CHECKED) PYTHONPATH=$(PLACE)/site $(BIN)/python -m pytest $(TESTS) \
 	  --deselect tests/test_kernels_interface.py::test_interrupt \

@@ -39,6 +39,8 @@ class Chromium:
             os.dup2(spare[0], 3)
             os.dup2(spare[1], 4)
 
+        # A sanitizer's runtime, preloaded for Python, is not for a browser.
+        environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
         self._process = subprocess.Popen(
             [
                 program, "--headless", "--remote-debugging-pipe", "--no-sandbox", "--disable-gpu",
@@ -46,7 +48,7 @@ class Chromium:
                 "--disable-background-networking", "--disable-component-update",
                 f"--user-data-dir={profile}",
             ],
-            preexec_fn=connect, close_fds=False, stderr=subprocess.DEVNULL,
+            preexec_fn=connect, close_fds=False, env=environment, stderr=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL,
         )  # fmt: skip
         os.close(read_end)

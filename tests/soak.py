@@ -4,7 +4,8 @@
 
 Every run is made twice, plainly (one thread, mapped, as much memory as it likes) and any other way,
 then once more as scan, forecast and combine. The weights must be the same bytes all three times and
-the float64 oracle's to one unit; this process's memory and descriptors must not grow.
+the float64 oracle's to one unit, every output passes its verification, and this process's memory
+and descriptors do not grow.
 """
 
 from __future__ import annotations
@@ -75,7 +76,9 @@ def soak(case: Case, folder: Path, tally: Tally, seed: int) -> None:
     assert_same(folder / "plain", folder / "parts", "step_*/*.safetensors")
 
     for out in ("plain", "other", "parts"):
-        verify(folder / out)
+        by_hand(folder / out)
+        verification = relex_ext.verify(folder / out, samples=8, seed=seed, progress=False)
+        assert verification.ok, verification.damages
     assert not list(folder.rglob(".*.partial")), "left behind"
     assert plain.weights is not None
     for target in range(len(case.targets)):
@@ -106,7 +109,7 @@ def assert_same(one: Path, two: Path, pattern: str = "**/*") -> None:
     assert pairs[0] == pairs[1], [n for n in pairs[0] if pairs[0][n] != pairs[1].get(n)]
 
 
-def verify(out: Path) -> None:
+def by_hand(out: Path) -> None:
     """The digests that relex.json keeps, counted again by hand."""
     noted = json.loads((out / "relex.json").read_text())["sha256"]
     for folder, digests in noted["tensors"].items():

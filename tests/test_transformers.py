@@ -13,6 +13,7 @@ import torch
 
 import oracle
 from compare import Tally, checked_distance
+from folders import read_model
 from relex_ext import extrapolate
 
 with warnings.catch_warnings():
@@ -116,3 +117,37 @@ def test_head_saved_only_in_the_base(tmp_path: Path) -> None:
     other = extrapolate(tmp_path / "base", tmp_path / "run", TARGET, tmp_path / "b", progress=False)
     a, b = (f.folders[TARGET] / "model.safetensors" for f in (plain, other))
     assert a.read_bytes() == b.read_bytes()
+
+
+@pytest.mark.parametrize("tie", [True, False])
+@pytest.mark.parametrize("shard_size", ["1GB", "60KB"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_logits_are_those_of_the_weights_loaded_by_hand(
+    tmp_path: Path, tie: bool, shard_size: str, dtype: torch.dtype
+) -> None:
+    """from_pretrained of the folder, and its bytes put into a model made from the config."""
+    base = tiny(tie, dtype)
+    base.save_pretrained(tmp_path / "base")
+    train(base, tmp_path, shard_size)
+    done = extrapolate(
+        tmp_path / "base", tmp_path / "run", TARGET, tmp_path / "out", progress=False
+    )
+    written = read_model(done.folders[TARGET])
+    state = {
+        name: torch.frombuffer(bytearray(tensor.data), dtype=dtype).reshape(tensor.shape)
+        for name, tensor in written.items()
+    }
+    assert ("lm_head.weight" in state) is not tie
+    if tie:
+        state["lm_head.weight"] = state["model.embed_tokens.weight"]
+    by_hand = transformers.AutoModelForCausalLM.from_config(base.config, dtype=dtype)
+    by_hand.load_state_dict(state)
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(done.folders[TARGET], dtype="auto")
+    tokens = torch.arange(60).reshape(3, 20) % 211
+    with torch.no_grad():
+        logits, expected, before = (
+            model.eval()(tokens).logits for model in (loaded, by_hand, base)
+        )
+    assert logits.dtype == dtype
+    assert torch.equal(logits, expected)
+    assert not torch.equal(logits, before)

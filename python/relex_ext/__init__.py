@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from relex_ext.hub.pushing import push
     from relex_ext.inmemory import Rank1, combine_tensors, gram, rank1
     from relex_ext.job import Extrapolation
+    from relex_ext.listing import ListedStep, list_checkpoints
     from relex_ext.modules import extrapolate_module
     from relex_ext.pipeline import combine, extrapolate, forecast, scan
     from relex_ext.reports import Report, report
@@ -32,6 +33,7 @@ _HOME = {
     "EvaluationError": "errors",
     "Extrapolation": "job",
     "InputError": "errors",
+    "ListedStep": "listing",
     "OutputError": "errors",
     "Rank1": "inmemory",
     "RelexError": "errors",
@@ -48,6 +50,7 @@ _HOME = {
     "forecast": "pipeline",
     "gram": "inmemory",
     "judge": "evidence.verdict",
+    "list_checkpoints": "listing",
     "push": "hub.pushing",
     "rank1": "inmemory",
     "report": "reports",
@@ -61,6 +64,7 @@ __all__ = [
     "EvaluationError",
     "Extrapolation",
     "InputError",
+    "ListedStep",
     "OutputError",
     "Rank1",
     "RelexError",
@@ -78,6 +82,7 @@ __all__ = [
     "forecast",
     "gram",
     "judge",
+    "list_checkpoints",
     "push",
     "rank1",
     "report",

@@ -18,13 +18,11 @@ from relex_ext.headers import Shard, TensorEntry, header_of
 from relex_ext.lookalikes import check_beside, check_header, check_instead, check_noted
 from relex_ext.plainfiles import read_small, target_of
 from relex_ext.steps import PathLike, check_name
+from relex_ext.trainers import OTHER_FOLDERS, WEIGHT_FOLDERS
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 CONFIG = "config.json"
-
-WEIGHT_FOLDERS = ("", "actor/huggingface", "huggingface")
-"""Where a step's folder may keep its weights, the first that has them counts."""
 
 CONFIG_MOST = 16 << 20
 COMPANIONS_MOST = 256 << 20
@@ -86,7 +84,11 @@ def weights_folder(folder: Path) -> Path:
             check_beside(place, _names(place))
             return place
     expected = f"{SINGLE} or {INDEX}"
-    check_instead(folder, [*_names(folder), *_names(folder / "actor")], expected)
+    found: list[str] = []
+    for sub in (*WEIGHT_FOLDERS, *OTHER_FOLDERS):
+        check_beside(folder / sub, names := _names(folder / sub))
+        found += names
+    check_instead(folder, found, expected)
     raise InputError(f"{folder}: expected {expected}, found neither")
 
 

@@ -23,6 +23,7 @@ from relex_ext.commands import (
     verdict,
     verify,
 )
+from relex_ext.commands import list as list_command
 from relex_ext.commands.inputs import number, whole_number
 from relex_ext.errors import RelexError, printable
 
@@ -34,6 +35,7 @@ COMMANDS: Mapping[str, Command] = {
     "search": search,
     "verify": verify,
     "push": push,
+    "list": list_command,
 }
 """Name → its module, in the order of --help."""
 

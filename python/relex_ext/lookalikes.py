@@ -47,7 +47,7 @@ INSTEAD: Table = {
     ),
     ("consolidated*",): "weights in their maker's own format; convert them with transformers",
     ("*.gguf",): "GGUF, usually quantised; take the model that it was made from",
-    ("model-*-of-*.safetensors",): (
+    ("model-*-of-*.safetensors", "model-[0-9]*.safetensors"): (
         "shards without the index that is written last; finish the saving or the download"
     ),
 }

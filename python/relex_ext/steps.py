@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 
 from relex_ext.errors import InputError
 from relex_ext.plainfiles import read_small
+from relex_ext.trainers import DEEPEST, DONE_FILES, TRACKERS, TRAINERS, WEIGHT_FOLDERS, step_of
 
 PathLike: TypeAlias = "str | os.PathLike[str]"
 Checkpoints: TypeAlias = (
@@ -19,53 +20,81 @@ Checkpoints: TypeAlias = (
 
 LOG = logging.getLogger("relex_ext")
 
-STEP_FOLDERS: Mapping[str, re.Pattern[str]] = {
-    "global_step_12": re.compile(r"global_step_?(\d+)"),  # verl
-    "checkpoint-12": re.compile(r"checkpoint-(\d+)"),  # Hugging Face Trainer, TRL
-    "step_12": re.compile(r"step[_-]?(\d+)"),  # NeMo-RL, torchtune and hand-made folders
-    "iter_0000012": re.compile(r"iter_(\d+)"),  # Megatron exports
-}
-"""An example of each name a step's folder may have → its pattern."""
-
-DONE_FILES = {"STABLE": "prime-rl"}
-"""What a trainer puts into a step's folder when it is complete → the trainer."""
-
-TRACKERS = {
-    "latest_checkpointed_iteration.txt": "verl and Megatron",
-    "latest_ckpt_global_step.txt": "SkyRL",
-}
-"""Where a trainer notes, beside the steps' folders, the newest complete step → the trainer."""
-
 _BEING_WRITTEN = re.compile(r"tmp[-_](?P<after>.+)|(?P<before>.+)\.(tmp|incomplete|partial)")
 
 
 def discover(run: PathLike) -> dict[int, Path]:
     """The step folders of a run folder, sorted by step: ``{12: run/checkpoint-12, …}``.
 
+    Where it has none with weights, they are those of its one folder that has: ``run/broadcasts``.
+
     Raises:
-        InputError: the folder does not exist, holds no step folder, or one step twice.
+        InputError: the folder does not exist, holds no step folder or several runs of them, is a
+            step itself, or has one step twice.
     """
     root = Path(run)
     if not root.is_dir():
         raise InputError(f"{root}: expected a folder of checkpoints, found no folder")
-    found: dict[int, Path] = {}
-    for folder in sorted(entry for entry in root.iterdir() if entry.is_dir()):
-        step = step_of(folder.name)
-        if step is not None:
-            _add_step(found, step, folder)
+    found = _steps_in(root)
+    if not have_weights(found.values()):
+        found = _steps_below(root, found)
     if not found:
-        names = ", ".join(STEP_FOLDERS)
+        _check_place(root)
+        names = ", ".join(dict.fromkeys(row.example for row in TRAINERS))
         raise InputError(f"{root}: expected step folders named like {names}; found none")
     return dict(sorted(found.items()))
 
 
-def step_of(name: str) -> int | None:
-    """The step that a folder's name states, or None."""
-    for pattern in STEP_FOLDERS.values():
-        match = pattern.fullmatch(name)
-        if match:
-            return int(match[1])
-    return None
+def _steps_in(root: Path) -> dict[int, Path]:
+    return _steps_among(_folders(root)) or _steps_among(_folders(root), epochs=True)
+
+
+def _steps_among(folders: Iterable[Path], *, epochs: bool = False) -> dict[int, Path]:
+    found: dict[int, Path] = {}
+    for folder in folders:
+        step = step_of(folder.name, epochs=epochs)
+        if step is not None:
+            _add_step(found, step, folder)
+    return found
+
+
+def _steps_below(root: Path, found: dict[int, Path]) -> dict[int, Path]:
+    """The steps of the one folder of a root that has some with weights, else those ``found`` in
+    the root, else those of the one folder that has any."""
+    others = [folder for folder in _folders(root) if folder not in found.values()]
+    readable = [folder for folder in others if os.access(folder, os.R_OK | os.X_OK)]
+    runs = {folder: steps for folder in readable if (steps := _steps_in(folder))}
+    full = {folder: steps for folder, steps in runs.items() if have_weights(steps.values())}
+    if found and len(full) != 1:
+        return found
+    likely = full or runs
+    if len(likely) > 1:
+        names = ", ".join(map(str, likely))
+        raise InputError(f"{root}: expected one run, found several; give one of {names}")
+    for folder in likely:
+        LOG.info("%s: its steps are in %s", root, folder)
+    return next(iter(likely.values()), {})
+
+
+def have_weights(steps: Iterable[Path]) -> bool:
+    """Whether a safetensors file is where one of these steps may have some."""
+    places = (step / place for step in steps for place in WEIGHT_FOLDERS)
+    return any(next(place.glob("*.safetensors"), None) is not None for place in places)
+
+
+def _check_place(root: Path) -> None:
+    """Refuse a part of a run with the path of the whole."""
+    path = root.absolute()
+    for place in (path, *path.parents[:DEEPEST]):
+        if step_of(place.name) is not None:
+            raise InputError(
+                f"{root}: expected a run's folder, found what belongs to one of its steps; give "
+                f"{place.parent}"
+            )
+
+
+def _folders(root: Path) -> list[Path]:
+    return sorted(e for e in root.iterdir() if e.is_dir() and not e.name.startswith("."))
 
 
 def resolve(checkpoints: Checkpoints) -> dict[int, Path]:
@@ -151,7 +180,7 @@ def check_finished(folders: Iterable[Path]) -> None:
     runs: dict[Path, list[Path]] = {}
     for folder in folders:
         check_name(folder)
-        step = _step_folder(folder)
+        step = step_folder(folder)
         runs.setdefault(step.parent, []).append(step)
     for run, steps in runs.items():
         _check_done_files(run, steps)
@@ -165,9 +194,9 @@ def check_name(folder: Path) -> None:
         raise InputError(f"{folder}: expected a finished step, found one begun and not finished")
 
 
-def _step_folder(folder: Path) -> Path:
+def step_folder(folder: Path) -> Path:
     """The step's, where one inside it was given: ``run/global_step_12/actor/huggingface``."""
-    places = (folder, *folder.parents)[:3]
+    places = (folder, *folder.parents)[: 1 + DEEPEST]
     return next((place for place in places if step_of(place.name) is not None), folder)
 
 

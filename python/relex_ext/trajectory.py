@@ -160,4 +160,3 @@ def _check_entry(checkpoint: Checkpoint, name: str, entry: TensorEntry, model: T
             raise wrong("dtype", model.dtype, entry.dtype)
     elif entry.dtype not in CODES:
         raise wrong("dtype", "F32, F16 or BF16", entry.dtype)
-

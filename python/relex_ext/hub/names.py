@@ -15,7 +15,8 @@ from urllib.parse import quote, unquote
 
 from relex_ext.errors import InputError
 from relex_ext.plainfiles import snapshot_of
-from relex_ext.steps import Checkpoints, PathLike, step_of
+from relex_ext.steps import Checkpoints, PathLike
+from relex_ext.trainers import step_of
 
 Revisions: TypeAlias = "str | Mapping[int, str]"
 """``step_{1..75}``, ``step_10,step_20`` or step → revision."""
