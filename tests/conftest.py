@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import children
+from hub_server import Hub, serving
 
 
 @cache
@@ -63,6 +64,31 @@ def ranks(pieces: Path, tmp_path: Path) -> Path:
     place = tmp_path / "run" / "global_step_10" / "actor"
     shutil.copytree(pieces / "fsdp2-4" / "global_step_10" / "actor", place)
     return place
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A Hub of its own, with an empty cache in ``tmp_path / "cache"`` and nobody logged in. The
+    variables are for processes that a test starts; huggingface_hub reads them when it is imported.
+    """
+    from huggingface_hub import constants
+    from huggingface_hub.utils import disable_progress_bars
+
+    disable_progress_bars()
+    with serving() as server:
+        places = {
+            "HF_ENDPOINT": server.url, "HF_HUB_CACHE": str(tmp_path / "cache"),
+            "HF_TOKEN_PATH": str(tmp_path / "token"), "HF_HUB_DISABLE_XET": "1",
+        }  # fmt: skip
+        for name, value in places.items():
+            monkeypatch.setenv(name, value)
+            constant = name.removeprefix("HF_") if name == "HF_ENDPOINT" else name
+            monkeypatch.setattr(constants, constant, value)
+        template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_OFFLINE"):
+            monkeypatch.delenv(name, raising=False)
+        yield server
 
 
 @pytest.fixture

@@ -89,6 +89,14 @@ def test_links_of_a_hub_cache(tmp_path: Path) -> None:
         open_checkpoint(good)
 
 
+def test_links_of_a_hub_cache_whose_repositories_share_blobs(tmp_path: Path) -> None:
+    good = hub_model(tmp_path, "a--b", "models--a--b/blobs/5a3c")
+    linked(tmp_path / "models--a--b" / "blobs" / "5a3c", tmp_path / "blobs" / "9f" / "9f11")
+    assert open_checkpoint(good).shards[0].blob == "5a3c"
+    bad = hub_model(tmp_path, "c--d", "blobs/9f11")
+    refuse_link(bad, bad / SINGLE, tmp_path / "blobs" / "9f11")
+
+
 def test_a_link_to_itself(tmp_path: Path) -> None:
     (tmp_path / SINGLE).symlink_to(SINGLE)
     with pytest.raises(InputError, match="cannot be read: Too many levels of symbolic links"):

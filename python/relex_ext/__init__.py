@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from relex_ext.evidence.verdict import Verdict, judge
     from relex_ext.forecasts import Component, Weights
     from relex_ext.gathering.run import Gathered, gather
+    from relex_ext.hub.pushing import push
     from relex_ext.inmemory import Rank1, combine_tensors, gram, rank1
     from relex_ext.job import Extrapolation
     from relex_ext.listing import ListedStep, list_checkpoints
@@ -53,6 +54,7 @@ _HOME = {
     "gram": "inmemory",
     "judge": "evidence.verdict",
     "list_checkpoints": "listing",
+    "push": "hub.pushing",
     "rank1": "inmemory",
     "report": "reports",
     "scan": "pipeline",
@@ -86,6 +88,7 @@ __all__ = [
     "gram",
     "judge",
     "list_checkpoints",
+    "push",
     "rank1",
     "report",
     "scan",

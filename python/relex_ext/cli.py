@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from relex_ext.commands import (
     Notes,
     extrapolate,
     gather,
+    push,
     report,
     scan,
     search,
@@ -35,6 +37,7 @@ COMMANDS: Mapping[str, Command] = {
     "search": search,
     "gather": gather,
     "verify": verify,
+    "push": push,
     "list": list_command,
     "watch": watch,
 }
@@ -92,7 +95,9 @@ def _terminate(number: int, frame: object) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0 done, 2 bad input (one line on stderr), 130 interrupted, 143 terminated."""
+    argv = sys.argv[1:] if argv is None else argv
     args = build_parser().parse_args(argv)
+    args.line = shlex.join(["relex", *argv])
     _import_numpy()
     signal.signal(signal.SIGTERM, _terminate)
     try:

@@ -18,10 +18,12 @@ from relex_ext import power
 from relex_ext.backends import Backend, Strips
 from relex_ext.dtypes import CODES, ITEM_SIZE
 from relex_ext.forecasts import Spectrum, spectrum_of_gram
+from relex_ext.headers import TensorEntry
 from relex_ext.nonfinite import describe
 from relex_ext.output import Output
 from relex_ext.plan import TensorPlan
 from relex_ext.stream import Stream
+from relex_ext.trajectory import Supply
 from relex_ext.windows import Memory, Pass, Results, Window
 from relex_ext.world import World
 from relex_ext.writer import Ticket, Writer, settle
@@ -59,9 +61,11 @@ class Run:
         rows: Rows | None = None,
         stop: threading.Event | None = None,
         world: World | None = None,
+        supply: Supply | None = None,
     ) -> None:
         """``stop``: set by others to have this run raise :class:`Stopped` at its next window;
-        ``world``: the processes that share the plan, of which this one has ``items``."""
+        ``world``: the processes that share the plan, of which this one has ``items``;
+        ``supply``: asked for a tensor's bytes before it is read."""
         self._items = items
         self._steps = steps
         self._backend = backend
@@ -72,6 +76,8 @@ class Run:
         self._rows = rows or {}
         self._stop = stop
         self._world = world or World()
+        self._supply = supply
+        self._over = False
         self._kept: list[Window] = []
         self._again: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self._writer = Writer()
@@ -84,6 +90,7 @@ class Run:
             stream = self._stream = stack.enter_context(Stream(self._memory))
             stack.enter_context(self._writer)
             stack.callback(self._again.put, False)
+            stack.callback(self._end)
             stack.enter_context(self._memory.computing())
             stream.start(self._passes())
             self._stack = stack.pop_all()
@@ -102,12 +109,34 @@ class Run:
         for item in self._items:
             if item.tensor.columns == 0:
                 continue
+            self._bring(item)
             if item.solver != "none":
                 yield Pass(item)
                 while item.solver == "power" and not item.resident and self._again.get():
                     yield Pass(item)
             if self._output is not None and (item.solver == "none" or not item.resident):
                 yield Pass(item, self._rows.get(item.tensor.name))
+
+    def _read_of(self, item: TensorPlan) -> list[TensorEntry]:
+        """All that is read of a tensor. One that no checkpoint has a weight in may be copied."""
+        rows = self._rows.get(item.tensor.name) if item.solver == "none" else None
+        return Pass(item, (len(self._steps) - 1,) if rows == () else rows).entries
+
+    def _bring(self, item: TensorPlan) -> None:
+        supply = self._supply
+        if supply is not None and not supply.fetch(self._read_of(item), self._ended):
+            raise Stopped
+
+    def let_go(self, item: TensorPlan) -> None:
+        """A tensor is done with."""
+        if self._supply is not None and item.tensor.columns:
+            self._supply.release(self._read_of(item))
+
+    def _end(self) -> None:
+        self._over = True
+
+    def _ended(self) -> bool:
+        return self._over or (self._stop is not None and self._stop.is_set())
 
     # ---- scan ----------------------------------------------------------------------------------
 

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from relex_ext import strictjson
 from relex_ext.dtypes import ITEM_SIZE
 from relex_ext.errors import InputError
-from relex_ext.plainfiles import opened, read_at
+from relex_ext.plainfiles import blob_of, opened, read_at
 
 MOST_TENSORS = 1 << 18
 METADATA = "__metadata__"
@@ -40,6 +40,8 @@ class Shard:
     header_sha256: str
     stamp: tuple[int, ...] = field(compare=False)
     """Of the very file that was opened, for :func:`check_unchanged`."""
+    blob: str | None = None
+    """The Hub's name for its contents, of a file in a Hub cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +109,7 @@ def header_of(path: Path, folder: Path | None = None) -> Header:
 def shard_of(path: Path, info: os.stat_result, header: bytes) -> Shard:
     """A file as it was opened, by what of it was read."""
     digest = hashlib.sha256(header).hexdigest()
-    return Shard(path, info.st_size, info.st_mtime_ns, digest, _stamp(info))
+    return Shard(path, info.st_size, info.st_mtime_ns, digest, _stamp(info), blob_of(path))
 
 
 def read_header(path: Path, folder: Path | None = None) -> tuple[Shard, list[TensorEntry]]:

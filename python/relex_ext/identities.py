@@ -20,8 +20,11 @@ if TYPE_CHECKING:
 
 
 def identity(checkpoint: Checkpoint) -> str:
-    """A digest that changes when a checkpoint's files do: names, sizes, times, headers."""
-    parts = [[s.path.name, s.size, s.mtime_ns, s.header_sha256] for s in checkpoint.shards]
+    """A digest that changes when a checkpoint's files do: names, sizes, times, headers. What the
+    Hub has under a name of its own is the same whenever and wherever it was fetched."""
+    parts = [
+        [s.path.name, s.size, s.blob or s.mtime_ns, s.header_sha256] for s in checkpoint.shards
+    ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 

@@ -82,6 +82,8 @@ class Job:
         self.machine = machine
         self.dtype = None if dtype is None else dtypes.parse(dtype)
         self.progress = progress and machine.world.rank == 0
+        self.command: str | None = None
+        """What was typed, for the model cards."""
         folders = [trajectory.base.folder, *(c.folder for c in trajectory.checkpoints)]
         self._check = partial(check_output, self.out, overwrite, folders)
         self._check()
@@ -203,7 +205,7 @@ class Job:
         method = weights.method or "given weights"
         strengths = weights.strengths or [1.0] * len(self.targets)
         found = zip(self.targets, strengths, strict=True)
-        return [card(base, steps, t, method, s, verdicts.get(t)) for t, s in found]
+        return [card(base, steps, t, method, s, verdicts.get(t), self.command) for t, s in found]
 
 
 def _given(weights: Weights) -> Weights:

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from relex_ext.adapters.discovery import open_trajectory
 from relex_ext.dtypes import parse_delta
 from relex_ext.errors import InputError
 from relex_ext.forecasts import Weights, check_targets
+from relex_ext.hub.inputs import open_inputs
+from relex_ext.hub.names import Revisions
 from relex_ext.identities import job_of
 from relex_ext.job import Extrapolation, Job
 from relex_ext.machine import Machine
@@ -36,6 +37,8 @@ def scan(
     out: PathLike | None = None,
     until: int | None = None,
     steps: Sequence[int] | None = None,
+    revisions: Revisions | None = None,
+    max_local: str | int | None = None,
     rank: int = 1,
     solver: str = "gram",
     backend: str = "auto",
@@ -57,6 +60,7 @@ def scan(
         checkpoints: see :func:`extrapolate`.
         out: a file to keep the result in; without it, it stays in memory.
         until, steps: which checkpoints to use.
+        revisions, max_local: see :func:`extrapolate`.
         rank: pairs to find where ``solver`` is ``"power"``.
         solver: ``"gram"``, ``"power"`` (T × rank numbers a tensor instead of T²) or ``"auto"``.
         backend, device, memory_limit, device_memory, io, threads, delta_dtype, nonfinite, world:
@@ -70,7 +74,10 @@ def scan(
     options = Options(rank=rank)
     check_nonfinite(nonfinite)
     world = world or World()
-    trajectory = open_trajectory(base, checkpoints, until, steps)
+    _check_max_local(max_local, world)
+    trajectory = open_inputs(
+        base, checkpoints, until, steps, revisions=revisions, max_local=max_local
+    )
     deltas = parse_delta(delta_dtype)
     machine = Machine(backend, device, threads, memory_limit, device_memory, io, deltas, world)
     choice, plan = machine.lay_out(
@@ -112,6 +119,13 @@ def scan(
 
         world.agree(complete)
     return Scan.load(place)
+
+
+def _check_max_local(max_local: str | int | None, world: World) -> None:
+    if max_local is not None and world.size > 1:
+        raise InputError(
+            f"max_local: expected one process, found {world.size}; fetch the checkpoints first"
+        )
 
 
 def _check_scan_file(out: Path, overwrite: bool) -> None:
@@ -193,6 +207,8 @@ def combine(
     out: PathLike,
     *,
     names: Sequence[str] | None = None,
+    revisions: Revisions | None = None,
+    max_local: str | int | None = None,
     backend: str = "auto",
     device: str | Sequence[str] | None = None,
     dtype: str | None = None,
@@ -211,13 +227,16 @@ def combine(
     targets' folders, where ``step_<target>`` is not what tells them apart; ``delta_dtype``: the
     scan's that the weights are from.
     """
-    trajectory = open_trajectory(base, checkpoints, steps=weights.steps, least=1)
+    world = world or World()
+    _check_max_local(max_local, world)
+    trajectory = open_inputs(
+        base, checkpoints, steps=weights.steps, least=1, revisions=revisions, max_local=max_local
+    )
     targets = tuple(map(float, weights.targets))
     check_targets(targets if names is None else set(targets))
     names = check_names(targets, names)
     _check_weights(trajectory, weights)
     deltas = parse_delta(delta_dtype)
-    world = world or World()
     machine = Machine(backend, device, threads, memory_limit, device_memory, io, deltas, world)
     job = Job(trajectory, targets, out, machine, dtype, overwrite, progress, names)
     return job.run(
@@ -233,6 +252,8 @@ def extrapolate(
     *,
     until: int | None = None,
     steps: Sequence[int] | None = None,
+    revisions: Revisions | None = None,
+    max_local: str | int | None = None,
     rank: int = 1,
     solver: str = "auto",
     backend: str = "auto",
@@ -259,13 +280,15 @@ def extrapolate(
     dry_run: bool = False,
     progress: bool = True,
     world: World | None = None,
+    command: str | None = None,
 ) -> Extrapolation:
     """Write the checkpoints of later steps without training them (RELEX, arXiv 2605.21468).
 
     A call that was interrupted or killed goes on when it is repeated, and ends with the same bytes.
 
     Args:
-        base: the model folder the run started from (θ₀).
+        base: the model the run started from (θ₀): a folder or, here and below, a name on the Hub:
+            ``org/repo``, ``org/repo@revision`` or ``hf://org/repo@revision/folder``.
         checkpoints: the run folder with its step folders; several, if training went on in phases:
             where a later one does not begin beyond the steps before it, it counts on from them; or
             ``{step: folder}``, (step, folder) pairs, or folders named after their steps. At least
@@ -273,6 +296,10 @@ def extrapolate(
         target_steps: one or several steps; each becomes ``out/step_<target>``.
         out: a folder to make.
         until, steps: use the checkpoints up to a step, or exactly these.
+        revisions: of checkpoints that are one repository with a revision for each step: a pattern
+            like ``"step_{10..70..10}"``, or ``{step: revision}``.
+        max_local: bytes or ``"20GiB"`` of the checkpoints on the Hub to have on disk at a time.
+            Their tensors are then fetched as they are read; without it, they go to the Hub's cache.
         rank: how many singular directions to extrapolate, each along its own curve.
         solver: ``"gram"``, ``"power"`` (block power iteration) or ``"auto"``, the cheaper one.
         backend: ``"cpu"``, ``"cuda"``, ``"triton"``, ``"reference"`` (numpy float64) or ``"auto"``:
@@ -302,6 +329,7 @@ def extrapolate(
         dry_run: plan only; write nothing.
         progress: show a progress bar.
         world: the processes that share the work (docs/world.md); by default this one is alone.
+        command: what made it, for the model cards.
 
     Returns:
         Where the checkpoints are, the weights behind them and the record kept in ``relex.json``.
@@ -315,7 +343,11 @@ def extrapolate(
     targets = check_targets(target_steps)
     check_nonfinite(nonfinite)
     deltas = parse_delta(delta_dtype)
-    trajectory = open_trajectory(base, checkpoints, until, steps)
+    world = world or World()
+    _check_max_local(max_local, world)
+    trajectory = open_inputs(
+        base, checkpoints, until, steps, revisions=revisions, max_local=max_local
+    )
     options.check(trajectory.steps, targets)
     given = {
         **asdict(options), "solver": solver, "delta_dtype": deltas, "nonfinite": nonfinite
@@ -338,9 +370,9 @@ def extrapolate(
             raise InputError(
                 f"scan: {keep}: expected a path outside {out}, which keeps its own {SCAN}"
             )
-    world = world or World()
     machine = Machine(backend, device, threads, memory_limit, device_memory, io, deltas, world)
     job = Job(trajectory, targets, out, machine, dtype, overwrite, progress)
+    job.command = command
     solver = scan_solver(solver, strength)
     return job.run(
         options, solver, weights=weights, given=given, scan=loaded, keep=keep,

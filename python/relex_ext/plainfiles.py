@@ -8,6 +8,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from relex_ext.errors import InputError
 
@@ -73,7 +74,7 @@ def target_of(path: Path, folder: Path) -> Path:
     anything that this process may read, and is copied into an output that may be published. A Hub
     cache's own links are taken."""
     target, root = Path(os.path.realpath(path)), Path(os.path.realpath(folder))
-    if root not in target.parents and target.parent != _blobs(root):
+    if root not in target.parents and not _in_cache(target, root):
         raise InputError(
             f"{path}: expected a part of its folder, found a link to {target}; copy it, or give "
             "the folder that it is in"
@@ -96,10 +97,39 @@ def _is(target: Path, info: os.stat_result) -> bool:
         return False
 
 
-def _blobs(folder: Path) -> Path | None:
-    """Where a Hub cache keeps the files that ``models--…/snapshots/REVISION`` links to."""
+class Snapshot(NamedTuple):
+    """A place in a Hub cache: ``models--ORG--NAME/snapshots/COMMIT/FOLDER``."""
+
+    repository: Path
+    commit: str
+    folder: str
+
+
+def snapshot_of(folder: Path) -> Snapshot | None:
+    """The place in a Hub cache that a folder is."""
     for place in (folder, *folder.parents):
         repository = place.parent.parent
         if place.parent.name == "snapshots" and repository.name.startswith("models--"):
-            return repository / "blobs"
+            inside = folder.relative_to(place).as_posix()
+            return Snapshot(repository, place.name, "" if inside == "." else inside)
     return None
+
+
+def blob_of(path: Path) -> str | None:
+    """The Hub's name for the contents of a file in its cache, which changes when they do."""
+    folder = Path(os.path.realpath(path.parent))
+    place = snapshot_of(folder)
+    if place is None or not path.is_symlink():
+        return None
+    linked = Path(os.path.normpath(folder / path.readlink()))
+    return linked.name if linked.parent == place.repository / "blobs" else None
+
+
+def _in_cache(target: Path, folder: Path) -> bool:
+    """Whether a Hub cache keeps a file of this folder there: among its repository's blobs, or
+    among those that repositories share."""
+    place = snapshot_of(folder)
+    if place is None:
+        return False
+    shared = place.repository.parent / "blobs"
+    return target.parent == place.repository / "blobs" or target.parent.parent == shared

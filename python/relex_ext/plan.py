@@ -25,7 +25,7 @@ from relex_ext.room import (
     window_bytes,
 )
 from relex_ext.sizes import parse_bytes
-from relex_ext.trajectory import Tensor, Trajectory
+from relex_ext.trajectory import Supply, Tensor, Trajectory
 
 SOLVERS = ("auto", "gram", "power")
 
@@ -101,6 +101,8 @@ class Plan:
     bytes_written: int
     apart: bool = False
     """All tensors are scanned before the first is combined: two disk passes."""
+    supply: Supply | None = None
+    """Who brings a tensor's bytes before it is read, if they are not all here."""
 
     def holds(self, item: TensorPlan) -> bool:
         """All windows of this tensor, or part of one, together."""
@@ -201,6 +203,7 @@ def make_plan(
         peak_memory=room.peak_memory,
         bytes_written=written + targets * carried,
         apart=apart,
+        supply=trajectory.supply,
     )
 
 

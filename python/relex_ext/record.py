@@ -10,9 +10,10 @@ import numpy as np
 from relex_ext import __version__
 from relex_ext.backends import Choice
 from relex_ext.forecasts import Weights
+from relex_ext.hub.names import recorded
 from relex_ext.identities import identities_of
 from relex_ext.plan import Plan
-from relex_ext.trajectory import Trajectory, folder_of
+from relex_ext.trajectory import Trajectory
 
 FORMAT = "relex/1"
 
@@ -55,8 +56,8 @@ def record_of(
     return {
         "format": FORMAT,
         "versions": {"relex_ext": __version__, "numpy": np.__version__},
-        "base": str(folder_of(trajectory.base.folder)),
-        "checkpoints": {str(s): str(folder_of(c.folder)) for s, c in pairs},
+        "base": recorded(trajectory.base.folder),
+        "checkpoints": {str(s): recorded(c.folder) for s, c in pairs},
         "identities": identities_of(trajectory),
         "targets": dict(zip(names, weights.targets, strict=True)),
         "options": {**options, "backend": choice.name},

@@ -62,9 +62,13 @@ def run_plan(
 
     def one(items: Sequence[TensorPlan], backend: Backend) -> None:
         memory = _memory(plan, backend)
-        with Run(items, steps, backend, memory, rank, output, tick, rows, stop, world) as run:
+        made = Run(
+            items, steps, backend, memory, rank, output, tick, rows, stop, world, plan.supply
+        )
+        with made as run:
             for item in items:
                 work(run, item)
+                run.let_go(item)
             run.finish()
 
     if len(shares) == 1:

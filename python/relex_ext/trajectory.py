@@ -8,14 +8,14 @@ write or leave out.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Protocol
 
 from relex_ext.checkpoints import Checkpoint, open_checkpoint
 from relex_ext.dtypes import CARRIED, CODES
 from relex_ext.errors import InputError
-from relex_ext.headers import TensorEntry, check_unchanged
+from relex_ext.headers import Shard, TensorEntry, check_unchanged
 from relex_ext.steps import Checkpoints, PathLike, resolve, select
 
 HEAD, EMBEDDING = "lm_head.weight", "embed_tokens.weight"
@@ -39,6 +39,25 @@ class Tensor:
         return self.base.nbytes + sum(row.nbytes for row in self.rows)
 
 
+class Supply(Protocol):
+    """Brings the bytes of tensors whose files are not whole here. From any thread."""
+
+    limit: int
+    """Bytes on disk, at most."""
+    least: int
+    total: int
+    """What the limit has to be, and with which everything is fetched but once."""
+
+    def keeps(self, shard: Shard) -> bool:
+        """Whether a file changes as it is filled."""
+
+    def fetch(self, entries: Sequence[TensorEntry], over: Callable[[], bool]) -> bool:
+        """Wait for room and bring them; False if ``over()`` before."""
+
+    def release(self, entries: Sequence[TensorEntry]) -> None:
+        """As often as fetched: they have been read."""
+
+
 @dataclass(frozen=True, slots=True)
 class Trajectory:
     """Checkpoints at increasing ``steps`` over a base; ``tensors`` in the newest one's order."""
@@ -47,6 +66,7 @@ class Trajectory:
     steps: tuple[int, ...]
     checkpoints: tuple[Checkpoint, ...]
     tensors: tuple[Tensor, ...]
+    supply: Supply | None = None
 
     @property
     def newest(self) -> Checkpoint:
@@ -68,7 +88,8 @@ class Trajectory:
             InputError: the first of them.
         """
         for checkpoint in (self.base, *self.checkpoints):
-            check_unchanged(checkpoint.shards)
+            supply = self.supply
+            check_unchanged(s for s in checkpoint.shards if supply is None or not supply.keeps(s))
 
 
 def open_trajectory(
@@ -144,8 +165,3 @@ def _check_entry(checkpoint: Checkpoint, name: str, entry: TensorEntry, model: T
             raise wrong("dtype", model.dtype, entry.dtype)
     elif entry.dtype not in CODES:
         raise wrong("dtype", "F32, F16 or BF16", entry.dtype)
-
-
-def folder_of(path: PathLike) -> Path:
-    """A path as it is recorded: absolute, links kept."""
-    return Path(path).absolute()

@@ -6,11 +6,12 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
-from relex_ext.commands import Notes
+from relex_ext.commands import Notes, push
 from relex_ext.commands.inputs import (
     add_delta_dtype,
     add_inputs,
     add_machine,
+    add_max_local,
     add_method,
     add_nonfinite,
     add_world,
@@ -31,6 +32,7 @@ def add(commands: Commands) -> None:
         "extrapolate", help="scan, fit and write the forecast checkpoints in one go"
     )
     add_inputs(parser)
+    add_max_local(parser)
     parser.add_argument(
         "--target-step", type=float, action="append", required=True, metavar="STEP",
         help="a step to forecast; give it several times for several, written in one pass",
@@ -45,28 +47,32 @@ def add(commands: Commands) -> None:
     add_nonfinite(parser)
     add_machine(parser, solver="auto")
     add_world(parser)
+    push.add_push(parser)
 
 
 def run(args: argparse.Namespace, notes: Notes) -> None:
     from relex_ext.pipeline import extrapolate
 
+    push.check(args)
     with world_of(args) as world:
         done = extrapolate(
             args.base, checkpoints_of(args.checkpoints), args.target_step, args.out,
             dtype=args.dtype, scan=args.scan, dry_run=args.dry_run,
             delta_dtype=args.delta_dtype,
-            nonfinite=args.nonfinite,
+            nonfinite=args.nonfinite, command=args.line, max_local=args.max_local,
             world=world,
             **method_options(args), **machine_options(args),
         )  # fmt: skip
     if not world.speaks:
         return
+    pushed = [] if args.dry_run else push.finish(args)
     if args.json:
-        print(json.dumps(_plan_json(done) if args.dry_run else _done_json(done), indent=1))
+        found = _plan_json(done) if args.dry_run else {**_done_json(done), "pushed": pushed}
+        print(json.dumps(found, indent=1))
     elif args.dry_run:
         print(_plan_text(done))
     elif not args.quiet:
-        print("\n".join([_summary_text(done), *notes.lines]))
+        print("\n".join([_summary_text(done), *notes.lines, *pushed]))
 
 
 def _plan_json(done: Extrapolation) -> dict[str, Any]:
@@ -78,6 +84,8 @@ def _plan_json(done: Extrapolation) -> dict[str, Any]:
         "peak_memory": plan.peak_memory,
         "memory_limit": plan.memory_limit,
         "bytes_written": plan.bytes_written,
+        "bytes_fetched": None if plan.supply is None else plan.supply.total,
+        "least_max_local": None if plan.supply is None else plan.supply.least,
         "free_space": done.free_space,
         "io": plan.io,
         "backend": done.backend,
@@ -120,6 +128,13 @@ def _plan_text(done: Extrapolation) -> str:
         rows["on device"] = (
             f"{human(staging.device_memory)} of strips and buffers on {', '.join(staging.devices)}"
             f" (limit {human(staging.device_limit)} each)"
+        )
+    if plan.supply is not None:
+        supply = plan.supply
+        twice = plan.apart and supply.total > supply.limit
+        rows["to fetch"] = (
+            f"{human(supply.total)}{', twice' if twice else ''}, at most {human(supply.limit)} on "
+            f"disk at a time (at least {human(supply.least)})"
         )
     rows |= {
         "to write": f"{human(plan.bytes_written)} ({human(done.free_space)} free)",

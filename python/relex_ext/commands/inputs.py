@@ -12,11 +12,20 @@ if TYPE_CHECKING:
 
 def add_inputs(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("input")
-    group.add_argument("--base", required=True, metavar="DIR", help="the model the run began with")
+    group.add_argument(
+        "--base", required=True, metavar="DIR",
+        help="the model the run began with; this and others may be on the Hub: org/repo, "
+        "org/repo@revision, hf://org/repo@revision/folder",
+    )  # fmt: skip
     group.add_argument(
         "--checkpoints", required=True, action="append", metavar="DIR",
         help="the run folder with its step folders; several times: the phases of one training, "
         "which count on, or STEP=DIR",
+    )  # fmt: skip
+    group.add_argument(
+        "--revisions", metavar="PATTERN",
+        help="of checkpoints that are one repository on the Hub with a revision for each step: "
+        "'step_{10..70..10}' or 'step_10,step_20'",
     )  # fmt: skip
     add_selection(group)
 
@@ -29,6 +38,14 @@ def add_selection(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--steps", type=_steps, metavar="A,B,…", help="use exactly the checkpoints of these steps"
     )
+
+
+def add_max_local(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--max-local", metavar="SIZE",
+        help="like 20GiB: fetch tensors from the Hub as they are read, and have so much of them on "
+        "disk at most (whole checkpoints, in the Hub's cache)",
+    )  # fmt: skip
 
 
 METHOD_OPTIONS = (
@@ -211,8 +228,8 @@ def checkpoints_of(values: Sequence[str]) -> Any:
 def machine_options(args: argparse.Namespace) -> dict[str, Any]:
     """The keyword arguments that every public function on folders takes."""
     names = (
-        "until", "steps", "rank", "solver", "backend", "device", "memory_limit", "device_memory",
-        "io", "threads", "overwrite",
+        "until", "steps", "revisions", "rank", "solver", "backend", "device", "memory_limit",
+        "device_memory", "io", "threads", "overwrite",
     )  # fmt: skip
     options = {name: getattr(args, name) for name in names}
     return {**options, "progress": not (args.quiet or args.json)}

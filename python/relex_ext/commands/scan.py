@@ -11,6 +11,7 @@ from relex_ext.commands.inputs import (
     add_delta_dtype,
     add_inputs,
     add_machine,
+    add_max_local,
     add_nonfinite,
     add_world,
     checkpoints_of,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 def add(commands: Commands) -> None:
     parser = commands.add_parser("scan", help="only compute the Gram matrices and keep them")
     add_inputs(parser)
+    add_max_local(parser)
     parser.add_argument("--out", required=True, metavar="FILE", help="the scan file to write")
     parser.add_argument(
         "--rank", type=int, default=1, metavar="R", help="pairs that solver power keeps (1)"
@@ -43,6 +45,7 @@ def run(args: argparse.Namespace, notes: Notes) -> None:
             args.base, checkpoints_of(args.checkpoints), out=args.out,
             delta_dtype=args.delta_dtype,
             nonfinite=args.nonfinite,
+            max_local=args.max_local,
             world=world,
             **machine_options(args),
         )  # fmt: skip

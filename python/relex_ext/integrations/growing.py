@@ -14,7 +14,7 @@ from relex_ext.identities import identities_of
 from relex_ext.machine import Machine
 from relex_ext.plan import TensorPlan
 from relex_ext.power import block_size
-from relex_ext.runs import run_plan
+from relex_ext.runs import TensorRun, run_plan
 from relex_ext.scanning import Scanning
 from relex_ext.scans import Scan
 from relex_ext.trajectory import Trajectory
@@ -74,7 +74,7 @@ def check_known(scan: Scan, identities: Mapping[str, str], steps: Sequence[int])
 
 def _scan_all(trajectory: Trajectory, machine: Machine) -> Scan:
     choice, plan = machine.lay_out(trajectory, targets=0, scanned=False, solver="gram", rank=1)
-    scanning = Scanning(trajectory, 1, "refuse", None)
+    scanning = Scanning(trajectory, 1, "refuse", None, machine.world)
     scanning.run(plan, choice, _no_tick)
     trajectory.check_unchanged()
     return Scan.of(trajectory, scanning.found, machine.delta_dtype)
@@ -84,7 +84,8 @@ def _columns(trajectory: Trajectory, machine: Machine, rows: Sequence[int]) -> C
     choice, plan = machine.lay_out(trajectory, targets=0, scanned=False, solver="power", rank=1)
     found: dict[str, NDArray[np.float64]] = {}
 
-    def work(run: Run, item: TensorPlan) -> None:
+    def work(run: TensorRun, item: TensorPlan) -> None:
+        assert isinstance(run, Run)  # models, not adapters, are watched
         found[item.tensor.name] = run.columns(item, rows)
 
     run_plan(plan, choice, trajectory.steps, 1, None, _no_tick, work)

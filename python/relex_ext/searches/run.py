@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from relex_ext import dtypes
-from relex_ext.adapters.discovery import open_trajectory
 from relex_ext.errors import InputError
+from relex_ext.hub.inputs import open_inputs
+from relex_ext.hub.names import Revisions
 from relex_ext.identities import identities_of
 from relex_ext.machine import Machine
 from relex_ext.methods import Options
@@ -44,6 +45,7 @@ def search(
     timeout: float | None = None,
     until: int | None = None,
     steps: Sequence[int] | None = None,
+    revisions: Revisions | None = None,
     rank: int = 1,
     scan: Scan | PathLike | None = None,
     solver: str = "gram",
@@ -98,11 +100,15 @@ def search(
     if keep not in KEEPS:
         raise InputError(f"keep: expected {' or '.join(KEEPS)}, found {keep}")
     evaluation = Evaluation(evaluate, timeout, place.absolute() / LOGS)
-    trajectory = open_trajectory(base, checkpoints, until, steps)
+    trajectory = open_inputs(base, checkpoints, until, steps, revisions=revisions)
     if trajectory.model is not trajectory.newest:
         raise InputError(
             "checkpoints: expected models, of which the newest is evaluated, found LoRA adapters"
         )
+    base = trajectory.base.folder  # a revision on the Hub may move while the search goes on
+    checkpoints = {
+        s: c.folder for s, c in zip(trajectory.steps, trajectory.checkpoints, strict=True)
+    }
     space = Space.of(trajectory.steps[-1], target_steps, strengths)
     options = Options(rank=rank, **forecast)
     if options.method in ("reconstruct", "fit-reconstruct"):

@@ -19,7 +19,7 @@ from relex_ext.searches.found import Search, SearchPlan, name_of, score_text
 from relex_ext.searches.place import BEST, PASS
 from relex_ext.searches.strategy import Candidate, Space, next_pass
 from relex_ext.steps import Checkpoints, PathLike
-from relex_ext.trajectory import Trajectory, folder_of
+from relex_ext.trajectory import Trajectory
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Work:
         """From wherever the folder is to the end."""
         folder, prefix = self.folder, space.newest
         if folder.bar is None:
-            model = folder_of(self.forecasts.trajectory.newest.folder)
+            model = self.forecasts.trajectory.newest.folder.absolute()
             row: dict[str, Any] = {
                 "kind": "trained",
                 "prefix": None,

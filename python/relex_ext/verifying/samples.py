@@ -19,17 +19,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from relex_ext.adapters.definition import movement_of
-from relex_ext.adapters.discovery import open_adapters
 from relex_ext.adapters.trajectory import LowRank
 from relex_ext.applied import read_weights
-from relex_ext.checkpoints import open_checkpoint
 from relex_ext.dtypes import converted, from_float64, to_float32
 from relex_ext.errors import InputError
 from relex_ext.files import Files, allow_many_files, extents
 from relex_ext.headers import TensorEntry
+from relex_ext.hub.inputs import open_inputs
 from relex_ext.identities import identities_of
 from relex_ext.output import WEIGHTS
-from relex_ext.trajectory import Tensor, Trajectory, align
+from relex_ext.trajectory import Tensor, Trajectory
 from relex_ext.verifying.noted import Noted
 
 COLUMNS = 4096
@@ -205,9 +204,7 @@ class Samples:
 
 def _open_inputs(noted: Noted) -> Trajectory:
     steps = noted.checkpoints.items()
-    trajectory = open_adapters(noted.base, noted.checkpoints)
-    if trajectory is None:
-        trajectory = align(open_checkpoint(noted.base), {s: open_checkpoint(f) for s, f in steps})
+    trajectory = open_inputs(noted.base, noted.checkpoints, least=1)
     folders = {"base": noted.base} | {str(step): folder for step, folder in steps}
     for key, found in identities_of(trajectory).items():
         if noted.identities.get(key) != found:

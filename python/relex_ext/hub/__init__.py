@@ -1,0 +1,1 @@
+"""The Hugging Face Hub, in and out, all through huggingface_hub."""
