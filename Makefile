@@ -18,7 +18,7 @@ test: lint docs
 
 # The documentation's site, in site/: a broken link, a public name that has no place, a warning fails.
 docs: $(VENV)/.installed
-	$(BIN)/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 # What needs a GPU, and its kernels under NVIDIA's checkers.
 test-gpu: $(VENV)/.installed
