@@ -225,7 +225,7 @@ def test_deleted_checkpoints_are_left_out(
         shutil.rmtree(run.folder(step))
     with caplog.at_level(logging.WARNING, "relex_ext"):
         watch.add(70, run.folder(70))
-    (line,) = caplog.messages
+    (line,) = (one.getMessage() for one in caplog.records if one.levelno == logging.WARNING)
     assert "the checkpoints of steps 10, 20 are gone" in line and "save_total_limit" in line
     assert watch.scan is not None
     check_grams(watch.scan, run, (35, 40, 70))
