@@ -17,7 +17,7 @@ import adapters
 from adapters import LoraRun, llama, make_lora_run
 from folders import digest, listing, model_digest, published
 from outputs import check, flipped, place_of, redigest
-from relex_ext import InputError, Scan, combine, extrapolate, forecast, scan
+from relex_ext import InputError, Scan, combine, extrapolate, forecast, list_checkpoints, scan
 from relex_ext.adapters import gram, movement
 from relex_ext.cli import main
 from relex_ext.errors import Interrupted
@@ -56,6 +56,21 @@ def test_command_line(run: LoraRun, tmp_path: Path, capsys: pytest.CaptureFixtur
         }
     frozen = {name for name, one in again.record["tensors"].items() if one["frozen"]}
     assert frozen == run.base_tensors.keys() - run.deltas.keys()
+
+
+def test_listed(run: LoraRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run.checkpoints, copy)
+    (copy / "checkpoint-20" / "adapter_model.safetensors").unlink()
+    assert main(["list", str(copy)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split()[:2] == ["10", "checkpoint-10"] and lines[1].endswith("  yes (LoRA)")
+    assert lines[2].endswith("no: expected adapter_model.safetensors, found none")
+    assert lines[-1].startswith(f"extrapolate: steps 10 to {run.steps[-1]}, ")
+    found = list_checkpoints(run.checkpoints)
+    assert [one.step for one in found] == list(run.steps)
+    assert all(one.adapter and one.problem is None and one.dtypes == ("F32",) for one in found)
+    assert found[0].tensors == 2 * len(run.deltas)
 
 
 def test_dry_run(run: LoraRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from relex_ext.adapters.opening import adapter_folder, open_adapter
 from relex_ext.checkpoints import Checkpoint, open_checkpoint
 from relex_ext.errors import InputError, printable
 from relex_ext.steps import Checkpoints, check_finished, have_weights, resolve, step_folder
@@ -29,6 +30,9 @@ class ListedStep:
     tensors: int = 0
     tied: bool | None = None
     """``tie_word_embeddings`` of its config.json; None where nothing is said."""
+
+    adapter: bool = False
+    """It is a LoRA adapter, not a model."""
 
     problem: str | None = None
     """Why it cannot be used, or None: it can."""
@@ -54,13 +58,16 @@ def list_checkpoints(run: Checkpoints) -> tuple[ListedStep, ...]:
         listed[step] = ListedStep(step, folder, layout.trainer)
         try:
             check_finished([folder])
-            opened[step] = open_checkpoint(folder)
+            opened[step] = _open(folder)
         except (InputError, OSError) as error:
             listed[step] = _unusable(listed[step], error, layout)
     for step, checkpoint in opened.items():
         listed[step] = _described(listed[step], checkpoint)
+        newest = max(opened)
+        if listed[step].adapter and _is_adapter(opened[newest]):
+            continue  # their ranks may differ
         try:
-            align(checkpoint, {step: opened[max(opened)]})
+            align(checkpoint, {step: opened[newest]})
         except InputError as error:
             listed[step] = _unusable(listed[step], error, layout)
     return tuple(listed.values())
@@ -69,6 +76,16 @@ def list_checkpoints(run: Checkpoints) -> tuple[ListedStep, ...]:
 def usable(listed: Iterable[ListedStep]) -> tuple[int, ...]:
     """The steps without a problem."""
     return tuple(one.step for one in listed if one.problem is None)
+
+
+def _open(folder: Path) -> Checkpoint:
+    if adapter_folder(folder) is None:
+        return open_checkpoint(folder)
+    return open_adapter(folder).checkpoint
+
+
+def _is_adapter(checkpoint: Checkpoint) -> bool:
+    return adapter_folder(checkpoint.folder) is not None
 
 
 def _described(one: ListedStep, checkpoint: Checkpoint) -> ListedStep:
@@ -82,6 +99,7 @@ def _described(one: ListedStep, checkpoint: Checkpoint) -> ListedStep:
         nbytes=sum(sizes.values()),
         tensors=len(checkpoint.tensors),
         tied=checkpoint.tied,
+        adapter=_is_adapter(checkpoint),
     )
 
 

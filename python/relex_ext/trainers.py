@@ -56,14 +56,14 @@ TRAINERS: tuple[Layout, ...] = (
     Layout(
         "TRL, Hugging Face Trainer, Unsloth", "checkpoint-12", re.compile(r"checkpoint-(\d+)"),
         signs=("trainer_state.json",),
-        otherwise="accelerate merge-weights for FSDP, zero_to_fp32.py for DeepSpeed",
+        otherwise="relex gather RUN for FSDP, zero_to_fp32.py for DeepSpeed",
         seen_in="transformers: trainer.py (and a run of trl's GRPOTrainer)",
     ),
     Layout(
         "verl (FSDP)", "global_step_12", re.compile(r"global_step_(\d+)"),
         weights=("actor/huggingface",), signs=("actor/fsdp_config.json",),
         tracker="latest_checkpointed_iteration.txt", others=("actor",),
-        otherwise="python -m verl.model_merger merge --backend fsdp --local_dir STEP/actor, or "
+        otherwise="relex gather RUN, or "
         "train with hf_model among actor_rollout_ref.actor.checkpoint.save_contents",
         seen_in="volcengine/verl: utils/checkpoint/fsdp_checkpoint_manager.py",
     ),
@@ -85,15 +85,15 @@ TRAINERS: tuple[Layout, ...] = (
         "SkyRL", "global_step_12", re.compile(r"global_step_(\d+)"),
         weights=("policy", "policy/huggingface"), signs=("policy",),
         tracker="latest_ckpt_global_step.txt", others=("policy",),
-        otherwise="train with trainer.hf_save_interval; weights are in trainer.export_path",
+        otherwise="relex gather RUN, or train with trainer.hf_save_interval; weights are in "
+        "trainer.export_path",
         seen_in="NovaSky-AI/SkyRL: skyrl-train/skyrl_train/trainer.py",
     ),
     Layout(
         "NeMo RL", "step_12", re.compile(r"step_(\d+)"),
         weights=("policy/weights/model/consolidated",), signs=("training_info.json",),
         others=("policy/weights", "policy/weights/model"),
-        otherwise="train with policy.dtensor_cfg.save_consolidated, or "
-        "examples/converters/convert_dcp_to_hf.py",
+        otherwise="relex gather RUN, or train with policy.dtensor_cfg.save_consolidated",
         seen_in="NVIDIA-NeMo/RL: utils/checkpoint.py, utils/native_checkpoint.py",
     ),
     Layout(

@@ -1,6 +1,6 @@
 """Disturb the package in every way there is, and say what came of it.
 
-    python -m faults                     every harness, every scenario, every call: some hours
+    python -m faults                     every harness, every scenario, every call: an hour
     python -m faults inject kill         these harnesses
     python -m faults --scenario resume --io pread --every 10 --seed 3
 

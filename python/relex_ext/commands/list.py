@@ -70,6 +70,7 @@ def _json(listed: Sequence[ListedStep], steps: Sequence[int]) -> dict[str, Any]:
                 "bytes": one.nbytes,
                 "tensors": one.tensors,
                 "tied": one.tied,
+                "adapter": one.adapter,
                 "problem": one.problem,
                 "hint": one.hint,
             }
@@ -84,6 +85,8 @@ def _row(one: ListedStep, place: str) -> tuple[str, ...]:
 
     folder = printable(os.path.relpath(one.folder.absolute(), place))
     complete = "yes" if one.problem is None else f"no: {one.problem}"
+    if one.adapter and one.problem is None:
+        complete = "yes (LoRA)"
     if not one.tensors:
         return str(one.step), folder, "-", "-", "-", "-", complete
     tied = {True: "yes", False: "no", None: "?"}[one.tied]
