@@ -75,7 +75,7 @@ fuzz-core: $(VENV)/.installed
 	ASAN_OPTIONS=handle_sigbus=0 build/fuzz/core_fuzz $(FUZZ)
 
 # Every call that can fail failing, kills at every call, power cuts, and a thousand runs in one
-# process: what `make test` takes samples of. FAULTS: python -m faults -h.
+# process: what `make test` takes samples of: an hour. FAULTS: python -m faults -h.
 torture: $(VENV)/.installed
 	cd tests && ../$(BIN)/python -m faults $(FAULTS)
 	$(BIN)/python tests/soak.py --runs 1000
