@@ -14,6 +14,7 @@ from folders import Spec, make_run
 MEASURE = """
 import sys, threading, time
 from relex_ext import extrapolate, _core, pipeline, power
+from huggingface_hub.repocard_data import ModelCardData
 
 def anonymous():
     for line in open("/proc/self/status"):

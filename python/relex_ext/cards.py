@@ -30,7 +30,8 @@ def card(
     ``verdict``: None where the forecast is not of a kind that can be judged from its scan;
     ``command``: what was typed, if a command made it.
     """
-    from huggingface_hub import ModelCard, ModelCardData
+    # ModelCard would check this again, and bring a client of the network with it: 0.2 s.
+    from huggingface_hub.repocard_data import ModelCardData
 
     source = hub_id(base)
     data = ModelCardData(
@@ -67,7 +68,7 @@ def card(
         "written, says more.",
     ]
     text = "\n".join(["---", data.to_yaml(), "---", "", *body])
-    return f"{ModelCard(text).content}\n".encode()
+    return f"{text}\n".encode()
 
 
 def hub_id(folder: Path) -> str | None:
@@ -87,10 +88,10 @@ def hub_id(folder: Path) -> str | None:
 
 def _license_of(base: Path) -> dict[str, str]:
     """What the base's card says of its license."""
-    from huggingface_hub import ModelCard
-
     if not os.path.lexists(base / CARD):
         return {}
+    from huggingface_hub import ModelCard
+
     try:
         text = read_small(base / CARD, _CARD_MOST, base).decode()
         if not text.startswith("---"):
