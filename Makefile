@@ -13,8 +13,9 @@ PY := python tests benchmarks examples docs/hooks
 demo: $(VENV)/.installed
 	$(BIN)/python examples/tiny_grpo/demo.py
 
+# Two processes, each with whole files of tests.
 test: lint docs
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # The documentation's site, in site/: a broken link, a public name that has no place, a warning fails.
 docs: $(VENV)/.installed

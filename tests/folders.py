@@ -137,6 +137,11 @@ def model_digest(folder: Path) -> dict[str, str]:
     return found
 
 
+def without_cards(folder: Path) -> dict[str, str]:
+    """Digests of all but the model cards, which say the command."""
+    return {n: d for n, d in digest(folder).items() if not n.endswith("README.md")}
+
+
 def listing(folder: Path) -> list[str]:
     """Everything below a folder, hidden files among it."""
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))

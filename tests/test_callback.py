@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import relex_ext
+from logs import warnings_in
 from relex_ext import InputError, Scan, scan
 from relex_ext.integrations.standing import standing_of
 
@@ -283,7 +284,7 @@ def test_no_jumps_with_several_processes(tmp_path: Path, caplog: pytest.LogCaptu
     trained = model()
     with caplog.at_level(logging.WARNING, "relex_ext"):
         callback.on_train_begin(args, state, control, model=trained)
-    (line,) = caplog.messages
+    (line,) = warnings_in(caplog)
     assert "reground: expected one process that holds the whole model" in line
     for state.global_step in (1, 2):
         with torch.no_grad():

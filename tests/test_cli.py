@@ -21,11 +21,11 @@ from folders import (
     SINGLE,
     RunFolder,
     Spec,
-    digest,
     listing,
     make_run,
     published,
     raw,
+    without_cards,
     write_index,
     write_model,
 )
@@ -66,11 +66,6 @@ def extrapolate(run: RunFolder, out: Path, *more: object) -> subprocess.Complete
 
 
 # ---- it works ----------------------------------------------------------------------------------
-
-
-def without_cards(folder: Path) -> dict[str, str]:
-    """Digests of all but the model cards, which say the command."""
-    return {n: d for n, d in digest(folder).items() if not n.endswith("README.md")}
 
 
 def test_extrapolate(run: RunFolder, tmp_path: Path) -> None:

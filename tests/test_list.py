@@ -41,8 +41,7 @@ def test_the_table(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "  40  checkpoint-40  BF16   4.1 KiB        2  no    yes",
         "  50  checkpoint-50  BF16   4.1 KiB        2  ?     yes",
         "trainer: TRL, Hugging Face Trainer, Unsloth",
-        "where weights are missing: relex gather RUN for FSDP, zero_to_fp32.py for "
-        "DeepSpeed",
+        "where weights are missing: relex gather RUN for FSDP, zero_to_fp32.py for DeepSpeed",
         "extrapolate: steps 10 to 50, 4 checkpoints, with --steps 10,20,40,50",
     ]
 

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 import folders
+from logs import warnings_in
 from relex_ext import InputError, scan
 from relex_ext.integrations.standing import standing_of
 from relex_ext.integrations.verl import RelexCheckpoints, VerlRecorder, watch_verl
@@ -119,7 +120,7 @@ def test_without_weights_it_says_how_to_save_them(
     with caplog.at_level(logging.WARNING, "relex_ext"):
         recorder = watch_verl(trainer, threads=1)
         trainer.fit(10)
-    (line,) = caplog.messages
+    (line,) = warnings_in(caplog)
     assert "global_step_10/actor: expected weights in huggingface/, found none" in line
     assert "save_contents=[model,optimizer,extra,hf_model]" in line
     assert recorder.watch.steps == ()

@@ -17,6 +17,7 @@ import pytest
 
 import folders
 import tolerances
+from logs import warnings_in
 from oracle import Float64
 from relex_ext import InputError, Scan, cli, extrapolate, judge, scan
 from relex_ext.integrations import growing
@@ -225,7 +226,7 @@ def test_deleted_checkpoints_are_left_out(
         shutil.rmtree(run.folder(step))
     with caplog.at_level(logging.WARNING, "relex_ext"):
         watch.add(70, run.folder(70))
-    (line,) = (one.getMessage() for one in caplog.records if one.levelno == logging.WARNING)
+    (line,) = warnings_in(caplog)
     assert "the checkpoints of steps 10, 20 are gone" in line and "save_total_limit" in line
     assert watch.scan is not None
     check_grams(watch.scan, run, (35, 40, 70))
@@ -351,7 +352,7 @@ def test_steps_saved_again_are_recorded_again(
     shutil.move(run.base.parent / "kept", run.folder(70))
     with caplog.at_level(logging.WARNING, "relex_ext"):
         assert watch.catch_up() == (40, 70)
-    assert caplog.messages == ["step 40 was saved again: recorded anew from there on"]
+    assert warnings_in(caplog) == ["step 40 was saved again: recorded anew from there on"]
     assert watch.scan is not None
     check_grams(watch.scan, run, STEPS)
 
