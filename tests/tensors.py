@@ -11,6 +11,7 @@ import torch
 import oracle
 import tolerances
 from oracle import Float64, Words
+from relex_ext import ops
 
 NAME: dict[Any, str] = {
     torch.float32: "F32",
@@ -27,7 +28,7 @@ TORCH: dict[str, torch.dtype] = {
 
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
 
-OPS = torch.ops.relex
+OPS = ops.relex
 
 MIXES = [
     (F32, (F32,)),

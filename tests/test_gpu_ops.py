@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, library, nn
 
 from folders import read_model
 from relex_ext import InputError, combine_tensors, extrapolate, extrapolate_module, gram, ops, rank1
@@ -325,7 +325,7 @@ def test_opcheck(sample: str) -> None:
         (OPS.combine.default, (snapshots, base, weights_of(2, rows).to(GPU))),
         (OPS.combine.default, (snapshots, base, weights_of(2, rows))),
     ):
-        assert set(torch.library.opcheck(*args).values()) == {"SUCCESS"}
+        assert set(library.opcheck(*args).values()) == {"SUCCESS"}
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import library
 
 from relex_ext import combine_tensors, gram
 from tensors import (
@@ -51,7 +52,7 @@ def test_opcheck(sample: str) -> None:
         ((OPS.combine.default, (snapshots, base, weights_of(2, rows))), {}),
         ((OPS.combine.default, (snapshots, base, weights_of(1, rows))), {"dtype": BF16}),
     ):
-        found = torch.library.opcheck(*args, kwargs)
+        found = library.opcheck(*args, kwargs)
         assert set(found.values()) == {"SUCCESS"}
         assert len(found) >= 4
 

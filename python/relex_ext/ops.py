@@ -32,7 +32,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, library
 
 from relex_ext import _core
 from relex_ext.backends import TABLE, Backend, Strips
@@ -398,7 +398,7 @@ def _fake_combine(
     return [last.new_empty(last.shape, dtype=dtype) for _ in range(weights.shape[0])]
 
 
-_LIBRARY: Any = torch.library.Library("relex", "DEF")  # type: ignore[no-untyped-call]
+_LIBRARY: Any = library.Library("relex", "DEF")  # type: ignore[no-untyped-call]
 
 
 def _register(schema: str, run: Any, fake: Any) -> None:
@@ -406,8 +406,8 @@ def _register(schema: str, run: Any, fake: Any) -> None:
     _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     _LIBRARY.impl(name, run, "CompositeExplicitAutograd")  # every device; kernels_for looks which
     # Not differentiable: without this, results would carry a grad_fn that warns.
-    _LIBRARY.impl(name, torch.library.fallthrough_kernel, "Autograd")
-    torch.library.register_fake(f"relex::{name}", fake, lib=_LIBRARY)
+    _LIBRARY.impl(name, library.fallthrough_kernel, "Autograd")
+    library.register_fake(f"relex::{name}", fake, lib=_LIBRARY)
 
 
 _register("gram(Tensor[] snapshots, Tensor? base) -> Tensor", gram, _fake_gram)
