@@ -60,7 +60,6 @@ def main() -> None:
     load = args.load.resolve()
     paths = common.shards(load)
     size = common.total_size(paths)
-    common.warm(paths)
     memory = available_memory() * 9 // 10  # a peer that wants more gives up; the machine goes on
     fewer = {"dense": args.dense_runs}
     with common.scratch_folder(args.work or load.parent) as work:
@@ -75,6 +74,7 @@ def main() -> None:
             for path in work.iterdir():
                 common.remove(path)
             (work / "scratch").mkdir()
+            common.warm(paths)  # a peer before may have driven them out
             done = common.child(cases[name][0], args.limit, memory=memory)
             files = [p for p in (work / "scratch").rglob("*") if p.is_file()]
             scratch_bytes[name] = max(scratch_bytes[name], common.total_size(files))

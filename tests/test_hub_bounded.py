@@ -21,9 +21,9 @@ from hub_server import TOKEN, Hub
 from relex_ext import combine, extrapolate, forecast, scan, verify
 from relex_ext.cli import main
 from relex_ext.errors import InputError
-from relex_ext.hub.inputs import open_inputs
 from relex_ext.hub.mirror import Mirror
 from relex_ext.identities import identities_of
+from relex_ext.inputs import open_inputs
 
 STEPS = tuple(range(1, 9))
 LIMIT = 3_100_000

@@ -16,7 +16,7 @@ from folders import SHARDS, RunFolder, make_run, model_digest
 from hub_server import TOKEN, Hub
 from relex_ext import combine, extrapolate, forecast, scan, search, verify
 from relex_ext.errors import InputError
-from relex_ext.hub.inputs import open_inputs
+from relex_ext.inputs import open_inputs
 
 BASE, RUN = "org/base", "org/run"
 STEPS = (10, 20, 35, 40)

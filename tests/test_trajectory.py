@@ -11,7 +11,8 @@ import pytest
 
 from folders import Raw, raw, write_model
 from relex_ext.errors import InputError
-from relex_ext.trajectory import Trajectory, open_trajectory
+from relex_ext.inputs import open_inputs
+from relex_ext.trajectory import Trajectory
 
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
@@ -34,7 +35,7 @@ def build(
     folders = [root / "base", root / "run" / "step_1", root / "run" / "step_2"]
     for folder, tensors, config in zip(folders, (base, first, newest), configs, strict=True):
         write_model(folder, tensors, companions={"config.json": config.encode()})
-    return open_trajectory(folders[0], root / "run")
+    return open_inputs(folders[0], root / "run")
 
 
 def test_tensors_are_the_newest_ones_in_its_order(tmp_path: Path) -> None:
@@ -159,7 +160,7 @@ def test_sharding_may_differ(tmp_path: Path) -> None:
     write_model(tmp_path / "base", MODEL, [[EMBEDDING], ["ids", "w"]])
     write_model(tmp_path / "run" / "step_1", MODEL)
     write_model(tmp_path / "run" / "step_2", MODEL, [["w"], ["ids"], [EMBEDDING]])
-    found = open_trajectory(tmp_path / "base", tmp_path / "run")
+    found = open_inputs(tmp_path / "base", tmp_path / "run")
     assert [t.name for t in found.tensors] == ["w", "ids", EMBEDDING]
     assert [len(c.shards) for c in (found.base, *found.checkpoints)] == [2, 1, 3]
 
@@ -168,6 +169,6 @@ def test_until_and_steps_open_only_what_they_choose(tmp_path: Path) -> None:
     build(tmp_path)
     write_model(tmp_path / "run" / "step_3", {"other": ones((1,))})
     with pytest.raises(InputError, match="tensor other: missing"):
-        open_trajectory(tmp_path / "base", tmp_path / "run")
-    assert open_trajectory(tmp_path / "base", tmp_path / "run", until=2).steps == (1, 2)
-    assert open_trajectory(tmp_path / "base", tmp_path / "run", steps=[2, 1]).steps == (1, 2)
+        open_inputs(tmp_path / "base", tmp_path / "run")
+    assert open_inputs(tmp_path / "base", tmp_path / "run", until=2).steps == (1, 2)
+    assert open_inputs(tmp_path / "base", tmp_path / "run", steps=[2, 1]).steps == (1, 2)

@@ -16,8 +16,8 @@ import pytest
 import children
 from folders import digest, listing, published, read_model
 from relex_ext import scan
+from relex_ext.inputs import open_inputs
 from relex_ext.plan import TensorPlan, make_plan
-from relex_ext.trajectory import open_trajectory
 from relex_ext.workspace import workspace_of
 from relex_ext.world import World
 from relex_ext.world.partition import cut_large, shares_of
@@ -162,7 +162,7 @@ def test_the_command_says_it_once(inputs: Inputs, tmp_path: Path) -> None:
 
 
 def plan_of(inputs: Inputs, solver: str = "gram") -> tuple[TensorPlan, ...]:
-    trajectory = open_trajectory(inputs.run.base, inputs.run.checkpoints)
+    trajectory = open_inputs(inputs.run.base, inputs.run.checkpoints)
     options = {"targets": 1, "scanned": False, "solver": solver, "span": SPAN}
     return make_plan(trajectory, **options).tensors
 

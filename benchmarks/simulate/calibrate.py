@@ -25,9 +25,10 @@ from relex_ext.backends.contract import Strips
 from relex_ext.backends.cpu import CpuBackend
 from relex_ext.dtypes import CODES
 from relex_ext.evidence import judge
+from relex_ext.inputs import open_inputs
 from relex_ext.plan import TensorPlan
 from relex_ext.power import block_size
-from relex_ext.trajectory import Trajectory, open_trajectory
+from relex_ext.trajectory import Trajectory
 from relex_ext.windows import HostMemory, Pass
 from simulate.machines import Rates
 
@@ -96,7 +97,7 @@ def _tensors(rows: int, work: Path) -> tuple[float, float, float]:
             named = {f"w{i:03}": (row, (16,)) for i, row in enumerate(words)}
             standard.write(root / ("base" if t == 0 else f"run/checkpoint-{t}"), named)
         base, run = root / "base", root / "run"
-        entry = _seconds(lambda: open_trajectory(base, run))
+        entry = _seconds(lambda: open_inputs(base, run))
         found = scan(base, run, progress=False)
         verdict = _seconds(lambda: judge(found, 2 * rows))
         begin = time.process_time()
@@ -112,7 +113,7 @@ def _loading(io: str, work: Path) -> tuple[float, float]:
         words = np.zeros(16 << 20, np.uint16)
         for name in ("base", "run/checkpoint-1", "run/checkpoint-2"):
             standard.write(root / name, {"w": (words, words.shape)})
-        trajectory = open_trajectory(root / "base", root / "run")
+        trajectory = open_inputs(root / "base", root / "run")
         long = _load_seconds(trajectory, io, words.size, 1)
         short = _load_seconds(trajectory, io, 64, 1000)
     strips = 3

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import common
 import load as standard
+from relex_ext.inputs import open_inputs
 from relex_ext.sizes import parse_bytes
-from relex_ext.trajectory import open_trajectory
 from simulate.jobs import Cluster, simulate
 from simulate.machines import GB, FileSystem, Node, Rates
 from simulate.models import Model
@@ -83,7 +83,7 @@ def measured(load: Path, limits: list[str], runs: int) -> Mapping[Case, common.T
 
 
 def load_model(load: Path) -> tuple[Model, int]:
-    found = open_trajectory(load / "base", load / "run")
+    found = open_inputs(load / "base", load / "run")
     shapes = {tensor.name: tensor.shape for tensor in found.trained}
     return Model(load.name, shapes), len(found.steps)
 

@@ -13,9 +13,9 @@ import numpy as np
 from relex_ext.dtypes import parse_delta
 from relex_ext.errors import InputError
 from relex_ext.forecasts import Weights, check_targets
-from relex_ext.hub.inputs import open_inputs
 from relex_ext.hub.names import Revisions
 from relex_ext.identities import job_of
+from relex_ext.inputs import open_inputs
 from relex_ext.job import Extrapolation, Job
 from relex_ext.machine import Machine
 from relex_ext.methods import AUTO, Options, scan_solver, weigh_scan, weigh_unscanned

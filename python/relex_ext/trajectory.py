@@ -12,11 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from relex_ext.checkpoints import Checkpoint, open_checkpoint
+from relex_ext.checkpoints import Checkpoint
 from relex_ext.dtypes import CARRIED, CODES
 from relex_ext.errors import InputError
 from relex_ext.headers import Shard, TensorEntry, check_unchanged
-from relex_ext.steps import Checkpoints, PathLike, resolve, select
 
 HEAD, EMBEDDING = "lm_head.weight", "embed_tokens.weight"
 
@@ -90,22 +89,6 @@ class Trajectory:
         for checkpoint in (self.base, *self.checkpoints):
             supply = self.supply
             check_unchanged(s for s in checkpoint.shards if supply is None or not supply.keeps(s))
-
-
-def open_trajectory(
-    base: PathLike,
-    checkpoints: Checkpoints,
-    until: int | None = None,
-    steps: Sequence[int] | None = None,
-    least: int = 2,
-) -> Trajectory:
-    """Find, open and align everything from headers alone.
-
-    Raises:
-        InputError: the first thing found that does not fit, with folder and tensor.
-    """
-    chosen = select(resolve(checkpoints), until, steps, least)
-    return align(open_checkpoint(base), {s: open_checkpoint(f) for s, f in chosen.items()})
 
 
 def align(base: Checkpoint, checkpoints: Mapping[int, Checkpoint]) -> Trajectory:

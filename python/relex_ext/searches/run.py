@@ -9,9 +9,9 @@ from typing import Any
 
 from relex_ext import dtypes
 from relex_ext.errors import InputError
-from relex_ext.hub.inputs import open_inputs
 from relex_ext.hub.names import Revisions
 from relex_ext.identities import identities_of
+from relex_ext.inputs import open_inputs
 from relex_ext.machine import Machine
 from relex_ext.methods import Options
 from relex_ext.output import SCAN, check_space

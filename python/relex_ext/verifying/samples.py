@@ -25,8 +25,8 @@ from relex_ext.dtypes import converted, from_float64, to_float32
 from relex_ext.errors import InputError
 from relex_ext.files import Files, allow_many_files, extents
 from relex_ext.headers import TensorEntry
-from relex_ext.hub.inputs import open_inputs
 from relex_ext.identities import identities_of
+from relex_ext.inputs import open_inputs
 from relex_ext.output import WEIGHTS
 from relex_ext.trajectory import Tensor, Trajectory
 from relex_ext.verifying.noted import Noted
