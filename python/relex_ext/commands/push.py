@@ -62,11 +62,11 @@ def finish(args: argparse.Namespace) -> list[str]:
     Raises:
         RelexError: it failed; the line says that the output is complete, and how to go on.
     """
+    if args.push_to is None:
+        return []
     from relex_ext.errors import OutputError, RelexError
     from relex_ext.hub.pushing import push
 
-    if args.push_to is None:
-        return []
     try:
         found = push(args.out, args.push_to, private=args.private, revision=args.push_revision)
     except RelexError as error:
