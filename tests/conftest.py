@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 import children
-from hub_server import Hub, serving
+from hub_repos import Hub
+from hub_server import serving
 
 
 @cache

@@ -14,11 +14,12 @@ from typing import Any
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "0"}
 
 import numpy as np
-import torch
 from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, TrainerCallback
+from transformers import PreTrainedTokenizerFast, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
+
+import tiny
 
 STEPS, EVERY = 6, 2
 WORDS = ("<pad>", "<eos>", *"0123456789", "+", "=")
@@ -47,13 +48,10 @@ def reward(completions: list[str], **_: Any) -> list[float]:
 
 
 def train(out: Path) -> None:
-    torch.manual_seed(0)
-    config = Qwen2Config(
-        vocab_size=len(WORDS), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-        num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=32,
-        tie_word_embeddings=True, pad_token_id=0, eos_token_id=1, bos_token_id=None,
+    model = tiny.qwen2(
+        len(WORDS), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        max_position_embeddings=32, pad_token_id=0, eos_token_id=1, bos_token_id=None,
     )  # fmt: skip
-    model = Qwen2ForCausalLM(config)
     model.save_pretrained(out / "base")
     trainer = GRPOTrainer(
         model=model,

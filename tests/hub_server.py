@@ -1,6 +1,6 @@
 """A Hub on this machine: the endpoints that huggingface_hub asks, over repositories in memory.
 
-Commits are whole trees. Large files are LFS ones, as on the Hub: redirected, with their own ETag.
+Large files are LFS ones, as on the Hub: redirected, with their own ETag.
 """
 
 from __future__ import annotations
@@ -10,64 +10,13 @@ import hashlib
 import json
 import re
 import threading
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-Tree = dict[str, bytes]
-TOKEN = "hf_writer"
-
-
-@dataclass
-class Repo:
-    """``refs``: branch or tag → commit; ``gated``: nobody but the writer may read it."""
-
-    refs: dict[str, str] = field(default_factory=dict)
-    commits: dict[str, Tree] = field(default_factory=dict)
-    gated: bool = False
-    private: bool = False
-
-    def commit(self, branch: str, files: Mapping[str, bytes | None]) -> str:
-        """What a branch has, with these files; None: without it."""
-        before = self.commits.get(self.refs.get(branch, ""), {".gitattributes": b""})
-        tree = {path: data for path, data in {**before, **files}.items() if data is not None}
-        described = {path: hashlib.sha256(data).hexdigest() for path, data in tree.items()}
-        sha = hashlib.sha1(json.dumps([len(self.commits), described]).encode()).hexdigest()
-        self.commits[sha] = tree
-        self.refs[branch] = sha
-        return sha
-
-
-@dataclass
-class Hub:
-    """``sent``: bytes of files by path; ``ranges``: how many requests for a part; ``drops``: path →
-    how often its connection breaks after half of what was asked for; ``lies``: path → what is
-    sent in place of its contents; ``requests``: how many of each method and path."""
-
-    repos: dict[str, Repo] = field(default_factory=dict)
-    blobs: dict[str, bytes] = field(default_factory=dict)
-    sent: Counter[str] = field(default_factory=Counter)
-    ranges: Counter[str] = field(default_factory=Counter)
-    drops: Counter[str] = field(default_factory=Counter)
-    lies: dict[str, bytes] = field(default_factory=dict)
-    requests: Counter[str] = field(default_factory=Counter)
-    url: str = ""
-    cdn: str = ""
-    """The same server under the name of another host, which gets no token."""
-
-    def upload(self, repo: str, folder: Path, branch: str = "main", inside: str = "") -> str:
-        """A commit of a folder's files."""
-        files = {
-            f"{inside}{path.relative_to(folder).as_posix()}": path.read_bytes()
-            for path in sorted(folder.rglob("*"))
-            if path.is_file()
-        }
-        return self.repos.setdefault(repo, Repo()).commit(branch, files)
+from hub_repos import TOKEN, Hub, Repo, Tree, described, is_large, sibling
 
 
 @contextmanager
@@ -90,47 +39,45 @@ def serving() -> Iterator[Hub]:
             thread.join()
 
 
-def is_large(path: str) -> bool:
-    return path.endswith(".safetensors")
-
-
 class Refused(Exception):
     def __init__(self, status: int, code: str = "", message: str = "") -> None:
         super().__init__(message or code)
         self.status, self.code = status, code
 
 
+PARTS = {"repo": r"[^/]+/[^/]+", "rev": "[^/]+", "path": ".+", "oid": r"\w+"}
+"""Of a request's path, by the names under which a handler gets them."""
+
+Answer = Callable[..., None]
+ROUTES: list[tuple[list[str], re.Pattern[str], Answer]] = []
+
+
+def _at(methods: str, path: str) -> Callable[[Answer], Answer]:
+    """Where a handler's method answers: ``GET|HEAD`` and a path with PARTS in braces."""
+    pattern = re.escape(path)
+    for name, part in PARTS.items():
+        pattern = pattern.replace(rf"\{{{name}\}}", f"(?P<{name}>{part})")
+
+    def enter(answer: Answer) -> Answer:
+        ROUTES.append((methods.split("|"), re.compile(pattern), answer))
+        return answer
+
+    return enter
+
+
 class _Handler(BaseHTTPRequestHandler):
     shared: Hub
     protocol_version = "HTTP/1.1"
-
-    ROUTES = (
-        ("GET", r"/api/models/(?P<repo>[^/]+/[^/]+)(/revision/(?P<rev>[^/]+))?", "_info"),
-        ("GET", r"/api/models/(?P<repo>[^/]+/[^/]+)/tree/(?P<rev>[^/]+)", "_tree"),
-        ("GET", r"/api/models/(?P<repo>[^/]+/[^/]+)/refs", "_refs"),
-        ("POST", r"/api/models/(?P<repo>[^/]+/[^/]+)/paths-info/(?P<rev>[^/]+)", "_paths_info"),
-        ("HEAD|GET", r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<rev>[^/]+)/(?P<path>.+)", "_resolve"),
-        ("HEAD|GET", r"/cdn/(?P<repo>[^/]+/[^/]+)/(?P<rev>[^/]+)/(?P<path>.+)", "_cdn"),
-        ("POST", r"/api/repos/create", "_create"),
-        ("POST", r"/api/validate-yaml", "_validate"),
-        ("POST", r"/api/models/(?P<repo>[^/]+/[^/]+)/branch/(?P<rev>[^/]+)", "_branch"),
-        ("POST", r"/api/models/(?P<repo>[^/]+/[^/]+)/preupload/(?P<rev>[^/]+)", "_preupload"),
-        ("POST", r"/(?P<repo>[^/]+/[^/]+)\.git/info/lfs/objects/batch", "_lfs_batch"),
-        ("PUT", r"/lfs/(?P<oid>\w+)", "_lfs_put"),
-        ("POST", r"/api/models/(?P<repo>[^/]+/[^/]+)/commit/(?P<rev>[^/]+)", "_commit"),
-    )  # fmt: skip
 
     def _serve(self) -> None:
         path = urlsplit(self.path).path
         self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         self.shared.requests[f"{self.command} {unquote(path)}"] += 1
         try:
-            for methods, pattern, name in self.ROUTES:
-                match = re.fullmatch(pattern, path)
-                if match and self.command in methods.split("|"):
-                    getattr(self, name)(
-                        **{k: unquote(v or "") for k, v in match.groupdict().items()}
-                    )
+            for methods, pattern, answer in ROUTES:
+                match = pattern.fullmatch(path)
+                if match and self.command in methods:
+                    answer(self, **{k: unquote(v) for k, v in match.groupdict().items()})
                     return
             raise Refused(404)
         except Refused as error:
@@ -144,37 +91,43 @@ class _Handler(BaseHTTPRequestHandler):
 
     # ---- reading -------------------------------------------------------------------------------
 
-    def _info(self, repo: str, rev: str) -> None:
+    @_at("GET", "/api/models/{repo}")
+    @_at("GET", "/api/models/{repo}/revision/{rev}")
+    def _info(self, repo: str, rev: str = "") -> None:
         sha, tree = self._read(repo, rev)
-        siblings = [_sibling(path, data) for path, data in tree.items()]
+        siblings = [sibling(path, data) for path, data in tree.items()]
         self._json({"id": repo, "modelId": repo, "sha": sha, "siblings": siblings})
 
+    @_at("GET", "/api/models/{repo}/tree/{rev}")
     def _tree(self, repo: str, rev: str) -> None:
         _, tree = self._read(repo, rev)
-        self._json([_described(path, data) for path, data in tree.items()])
+        self._json([described(path, data) for path, data in tree.items()])
 
+    @_at("GET", "/api/models/{repo}/refs")
     def _refs(self, repo: str) -> None:
         self._read(repo, "")
         refs = self.shared.repos[repo].refs.items()
         branches = [{"name": n, "ref": f"refs/heads/{n}", "targetCommit": c} for n, c in refs]
         self._json({"branches": branches, "converts": [], "tags": []})
 
+    @_at("POST", "/api/models/{repo}/paths-info/{rev}")
     def _paths_info(self, repo: str, rev: str) -> None:
         _, tree = self._read(repo, rev)
         paths = parse_qs(self.body.decode())["paths"]
-        self._json([_described(path, tree[path]) for path in paths if path in tree])
+        self._json([described(path, tree[path]) for path in paths if path in tree])
 
+    @_at("HEAD|GET", "/{repo}/resolve/{rev}/{path}")
     def _resolve(self, repo: str, rev: str, path: str) -> None:
         sha, tree = self._read(repo, rev)
         if path not in tree:
             raise Refused(404, "EntryNotFound")
-        described = _described(path, tree[path])
-        headers = {"X-Repo-Commit": sha, "ETag": f'"{described["oid"]}"'}
+        found = described(path, tree[path])
+        headers = {"X-Repo-Commit": sha, "ETag": f'"{found["oid"]}"'}
         if not is_large(path):
             self._contents(path, tree[path], headers)
             return
         linked = {
-            "X-Linked-ETag": f'"{described["lfs"]["oid"]}"',
+            "X-Linked-ETag": f'"{found["lfs"]["oid"]}"',
             "X-Linked-Size": str(len(tree[path])),
         }
         self._send(
@@ -183,6 +136,7 @@ class _Handler(BaseHTTPRequestHandler):
             {**headers, **linked, "Location": f"{self.shared.cdn}/cdn/{repo}/{sha}/{path}"},
         )
 
+    @_at("HEAD|GET", "/cdn/{repo}/{rev}/{path}")
     def _cdn(self, repo: str, rev: str, path: str) -> None:
         self._contents(path, self.shared.repos[repo].commits[rev][path], {})
 
@@ -216,6 +170,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     # ---- writing -------------------------------------------------------------------------------
 
+    @_at("POST", "/api/repos/create")
     def _create(self) -> None:
         self._check_writer()
         asked = json.loads(self.body)
@@ -229,9 +184,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.shared.repos[repo].commit("main", {})
         self._json({"url": url, "name": repo, "id": repo})
 
+    @_at("POST", "/api/validate-yaml")
     def _validate(self) -> None:
         self._json({"errors": [], "warnings": []})
 
+    @_at("POST", "/api/models/{repo}/branch/{rev}")
     def _branch(self, repo: str, rev: str) -> None:
         self._check_writer()
         refs = self.shared.repos[repo].refs
@@ -241,6 +198,7 @@ class _Handler(BaseHTTPRequestHandler):
         refs[rev] = refs.get(start, start)
         self._json({})
 
+    @_at("POST", "/api/models/{repo}/preupload/{rev}")
     def _preupload(self, repo: str, rev: str) -> None:
         self._check_writer()
         _, tree = self._read(repo, rev)
@@ -248,11 +206,12 @@ class _Handler(BaseHTTPRequestHandler):
             {
                 "path": file["path"], "uploadMode": "lfs" if is_large(file["path"]) else "regular",
                 "shouldIgnore": False,
-                "oid": _described("", tree[file["path"]])["oid"] if file["path"] in tree else None,
+                "oid": described("", tree[file["path"]])["oid"] if file["path"] in tree else None,
             }
             for file in json.loads(self.body)["files"]
         ]})  # fmt: skip
 
+    @_at("POST", "/{repo}.git/info/lfs/objects/batch")
     def _lfs_batch(self, repo: str) -> None:
         self._check_writer()
         objects = [
@@ -261,11 +220,13 @@ class _Handler(BaseHTTPRequestHandler):
         ]
         self._json({"transfer": "basic", "objects": objects})
 
+    @_at("PUT", "/lfs/{oid}")
     def _lfs_put(self, oid: str) -> None:
         assert hashlib.sha256(self.body).hexdigest() == oid
         self.shared.blobs[oid] = self.body
         self._json({})
 
+    @_at("POST", "/api/models/{repo}/commit/{rev}")
     def _commit(self, repo: str, rev: str) -> None:
         self._check_writer()
         files: dict[str, bytes | None] = {}
@@ -302,23 +263,3 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(body[: len(body) // 2] if broken else body)
         self.close_connection |= broken
-
-
-def _sibling(path: str, data: bytes) -> dict[str, Any]:
-    """As a model's info describes a file."""
-    found = _described(path, data)
-    sibling = {"rfilename": path, "size": len(data), "blobId": found["oid"]}
-    if "lfs" in found:
-        lfs = found["lfs"]
-        sibling["lfs"] = {"sha256": lfs["oid"], "size": lfs["size"], "pointerSize": 134}
-    return sibling
-
-
-def _described(path: str, data: bytes) -> dict[str, Any]:
-    """As the tree's endpoint describes a file."""
-    found: dict[str, Any] = {"type": "file", "path": path, "size": len(data)}
-    found["oid"] = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
-    if is_large(path):
-        sha256 = hashlib.sha256(data).hexdigest()
-        found["lfs"] = {"oid": sha256, "size": len(data), "pointerSize": 134}
-    return found

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import relex_ext
+import tiny
 from logs import warnings_in
 from relex_ext import InputError, Scan, scan
 from relex_ext.integrations.standing import standing_of
@@ -32,19 +33,7 @@ VOCABULARY = 29
 
 
 def model() -> Any:
-    torch.manual_seed(0)
-    return transformers.Qwen2ForCausalLM(
-        transformers.Qwen2Config(
-            vocab_size=VOCABULARY,
-            hidden_size=16,
-            intermediate_size=24,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            num_key_value_heads=2,
-            max_position_embeddings=16,
-            tie_word_embeddings=True,
-        )
-    )
+    return tiny.qwen2(VOCABULARY)
 
 
 def rows(count: int = 64) -> list[dict[str, torch.Tensor]]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed.checkpoint
 
 import children
 import relex_ext
@@ -192,27 +193,14 @@ def test_interrupted(pieces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 MEASURE = """
-import sys, threading, time
-import torch, torch.distributed.checkpoint.state_dict_loader
+import sys
+import torch.distributed.checkpoint.state_dict_loader
+from footprint import growth
 from relex_ext import gather
 from relex_ext.gathering import whole
-from write_pieces import anonymous
 
 whole.BATCH = 16 << 20
-start, top, done = anonymous(), 0, False
-
-def watch():
-    global top
-    while not done:
-        top = max(top, anonymous() - start)
-        time.sleep(0.001)
-
-thread = threading.Thread(target=watch)
-thread.start()
-gather(sys.argv[1], sys.argv[2], progress=False)
-done = True
-thread.join()
-print(top)
+print(growth(lambda: gather(sys.argv[1], sys.argv[2], progress=False)))
 """
 
 

@@ -17,7 +17,7 @@ from huggingface_hub import constants
 
 import children
 from folders import RunFolder, Spec, make_run, model_digest
-from hub_server import TOKEN, Hub
+from hub_repos import TOKEN, Hub
 from relex_ext import combine, extrapolate, forecast, scan, verify
 from relex_ext.cli import main
 from relex_ext.errors import InputError

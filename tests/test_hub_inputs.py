@@ -13,7 +13,7 @@ from huggingface_hub import constants
 
 import children
 from folders import SHARDS, RunFolder, make_run, model_digest
-from hub_server import TOKEN, Hub
+from hub_repos import TOKEN, Hub
 from relex_ext import combine, extrapolate, forecast, scan, search, verify
 from relex_ext.errors import InputError
 from relex_ext.inputs import open_inputs

@@ -11,7 +11,7 @@ from huggingface_hub import ModelCard, constants, snapshot_download
 
 import children
 from folders import RunFolder, Spec, make_run, model_digest
-from hub_server import TOKEN, Hub
+from hub_repos import TOKEN, Hub
 from relex_ext import extrapolate, push
 from relex_ext.cards import hub_id
 from relex_ext.cli import main

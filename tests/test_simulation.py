@@ -12,10 +12,11 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
+from relex_ext.room import SPAN
 from simulate.jobs import Cluster, resumed, simulate
 from simulate.machines import FileSystem, Node, Rates
 from simulate.models import Model, models
-from simulate.partition import SPAN, partition
+from simulate.partition import partition
 from simulate.sharing import fair_shares
 from simulate.streaming import LABELS, Streaming
 from simulate.workload import Load, loads

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import oracle
+import tiny
 from compare import Tally, checked_distance
 from folders import read_model
 from relex_ext import extrapolate
@@ -26,19 +27,12 @@ STEPS = (10, 20, 30, 40)
 TARGET = 100.0
 
 
-def tiny(tie: bool, dtype: torch.dtype) -> Any:
-    torch.manual_seed(0)
-    config = transformers.Qwen2Config(
-        vocab_size=211,
-        hidden_size=48,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        tie_word_embeddings=tie,
-    )
-    return transformers.Qwen2ForCausalLM(config).to(dtype)
+def model_of(tie: bool, dtype: torch.dtype) -> Any:
+    made = tiny.qwen2(
+        211, hidden_size=48, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=64, tie_word_embeddings=tie,
+    )  # fmt: skip
+    return made.to(dtype)
 
 
 def words(tensor: torch.Tensor) -> np.ndarray:
@@ -71,7 +65,7 @@ def train(base: Any, root: Path, shard_size: str) -> dict[int, dict[str, np.ndar
 def test_round_trip(
     tmp_path: Path, tie: bool, shard_size: str, dtype: torch.dtype, name: str
 ) -> None:
-    base = tiny(tie, dtype)
+    base = model_of(tie, dtype)
     base.save_pretrained(tmp_path / "base")
     saved = train(base, tmp_path, shard_size)
     done = extrapolate(
@@ -106,7 +100,7 @@ def test_head_saved_only_in_the_base(tmp_path: Path) -> None:
     """A base from elsewhere may write the tied head out; the checkpoints of transformers do not."""
     from safetensors.torch import load_file, save_file
 
-    base = tiny(True, torch.bfloat16)
+    base = model_of(True, torch.bfloat16)
     base.save_pretrained(tmp_path / "base")
     train(base, tmp_path, "1GB")
     plain = extrapolate(tmp_path / "base", tmp_path / "run", TARGET, tmp_path / "a", progress=False)
@@ -126,7 +120,7 @@ def test_logits_are_those_of_the_weights_loaded_by_hand(
     tmp_path: Path, tie: bool, shard_size: str, dtype: torch.dtype
 ) -> None:
     """from_pretrained of the folder, and its bytes put into a model made from the config."""
-    base = tiny(tie, dtype)
+    base = model_of(tie, dtype)
     base.save_pretrained(tmp_path / "base")
     train(base, tmp_path, shard_size)
     done = extrapolate(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import signal
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -19,7 +18,6 @@ from relex_ext.errors import Unfinished
 from relex_ext.journal import Journal
 from relex_ext.workspace import Workspace, workspace_of
 from relex_ext.world import World
-from relex_ext.world.opening import open_world
 from relex_ext.world.tasks import Tasks
 from worlds import JOBS, SPAN, Inputs, make_inputs
 
@@ -273,32 +271,6 @@ def test_published_already(inputs: Inputs, tmp_path: Path) -> None:
         task(inputs, tmp_path / "out", 0, 2)
     assert digest(tmp_path) == before
     assert listing(tmp_path).count(".out.partial") == 0
-
-
-@pytest.mark.parametrize(
-    ("given", "line"),
-    [
-        ({"rank": 2, "size": 2}, "world_rank: expected 0 to 1, found 2"),
-        ({"rank": 0}, "world: expected --world-rank and --world-size together, found one"),
-        ({"kind": "mpi"}, "world: expected one of auto, torchrun, slurm, alone, found mpi"),
-        ({"kind": "slurm"}, "world: expected a number in SLURM_ARRAY_TASK_MIN, found none"),
-        ({"kind": "torchrun"}, "world: torchrun sets RANK, which is not there"),
-    ],
-)
-def test_worlds_that_are_none(given: Any, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in os.environ if name.startswith(("SLURM_", "RANK"))]:
-        monkeypatch.delenv(name)
-    with pytest.raises(InputError) as caught:
-        open_world(**given)
-    assert str(caught.value) == line
-
-
-def test_a_slurm_array(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"ID": 7, "MIN": 3, "MAX": 9, "STEP": 2, "COUNT": 4}.items():
-        monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", str(value))
-    world = open_world("slurm")
-    assert (world.rank, world.size) == (2, 4)
-    assert (open_world().rank, open_world().size) == (0, 1), "only when asked"
 
 
 def test_the_command(inputs: Inputs, tmp_path: Path) -> None:

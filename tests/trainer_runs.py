@@ -65,10 +65,16 @@ _FSDP = tuple(
 _DCP = (".metadata", "__0_0.distcp", "__1_0.distcp")
 _MODEL_PARTS = "policy/weights/model/shard-0000{}-model-00001-of-00001.safetensors"
 
+
+def _empty(folder: str, *names: str) -> dict[str, str]:
+    """Files without contents, for ``beside``."""
+    return {f"{folder}/{name}": "" for name in names}
+
+
 RUNS = (
     TrainerRun(
         "TRL, Hugging Face Trainer, Unsloth", "checkpoint-{n}", sharded=True, files=_HF,
-        beside={"README.md": "", "runs/events.out.tfevents.1": ""},
+        beside=_empty(".", "README.md", "runs/events.out.tfevents.1"),
     ),
     TrainerRun(
         "verl (FSDP)", "global_step_{n}", "actor/huggingface",
@@ -91,18 +97,21 @@ RUNS = (
         "OpenRLHF", "global_step{n}_hf", sharded=True,
         beside={
             "_actor/latest": "global_step{last}",
-            "_actor/zero_to_fp32.py": "",
-            "_actor/global_step{last}/mp_rank_00_model_states.pt": "",
-            "_actor/global_step{last}/bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt": "",
+            **_empty("_actor", "zero_to_fp32.py"),
+            **_empty(
+                "_actor/global_step{last}", "mp_rank_00_model_states.pt",
+                "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt",
+            ),
         },
     ),
     TrainerRun(
         "SkyRL", "exports/global_step_{n}", "policy", sharded=True,
         beside={
             "checkpoints/latest_ckpt_global_step.txt": "{last}",
-            "checkpoints/global_step_{last}/data.pt": "",
-            "checkpoints/global_step_{last}/trainer_state.pt": "",
-            "checkpoints/global_step_{last}/policy/model_world_size_1_rank_0.pt": "",
+            **_empty(
+                "checkpoints/global_step_{last}", "data.pt", "trainer_state.pt",
+                "policy/model_world_size_1_rank_0.pt",
+            ),
             "checkpoints/global_step_{last}/policy/huggingface/config.json": "{{}}",
         },
     ),
@@ -119,29 +128,25 @@ RUNS = (
     TrainerRun(
         "prime-rl", "weights/step_{n}", marker="STABLE",
         beside={
-            "checkpoints/step_{last}/trainer/.metadata": "",
-            "checkpoints/step_{last}/trainer/__0_0.distcp": "",
-            "rollouts/step_{n}/train_rollouts.jsonl": "",
-            "logs/trainer.log": "",
+            **_empty("checkpoints/step_{last}/trainer", *_DCP[:2]),
+            **_empty(".", "rollouts/step_{n}/train_rollouts.jsonl", "logs/trainer.log"),
         },
         unfinished="whole", says="prime-rl puts STABLE into the finished ones",
     ),
     TrainerRun(
         "prime-rl", "broadcasts/step_{n}", given="broadcasts", marker="STABLE", sharded=True,
-        beside={"weights/step_{last}/model.safetensors": "", "weights/step_{last}/STABLE": ""},
+        beside=_empty("weights/step_{last}", "model.safetensors", "STABLE"),
         unfinished="whole", says="prime-rl puts STABLE into the finished ones",
     ),
     TrainerRun(
         "AReaL", "default/epoch0epochstep{n}globalstep{n}", first=0, sharded=True,
-        beside={"recover_checkpoint/.metadata": "", "recover_checkpoint/__0_0.distcp": ""},
+        beside=_empty("recover_checkpoint", *_DCP[:2]),
     ),
     TrainerRun(
         "slime", "hf/rollout_{n}", sharded=True,
         beside={
             "latest_checkpointed_iteration.txt": "{last}",
-            "iter_{last:07}/.metadata": "",
-            "iter_{last:07}/__0_0.distcp": "",
-            "iter_{last:07}/common.pt": "",
+            **_empty("iter_{last:07}", *_DCP[:2], "common.pt"),
         },
         unfinished="unnumbered",
     ),
@@ -155,11 +160,11 @@ RUNS = (
     ),
     TrainerRun(
         "torchtune", "step_{n}", sharded=True, files=("torchtune_config.yaml",),
-        beside={"recipe_state/recipe_state.pt": "", "logs/log_1.txt": ""},
+        beside=_empty(".", "recipe_state/recipe_state.pt", "logs/log_1.txt"),
     ),
     TrainerRun(
         "torchtune (epochs)", "epoch_{n}", first=0, sharded=True,
-        beside={"recipe_state/recipe_state.pt": "", "logs/log_1.txt": ""},
+        beside=_empty(".", "recipe_state/recipe_state.pt", "logs/log_1.txt"),
     ),
     TrainerRun(
         "Megatron", "iter_{n:07}", sharded=True,

@@ -124,14 +124,6 @@ def _free_port() -> int:
     return int(store.port)
 
 
-def anonymous() -> int:
-    """Bytes of memory that this process has, and not some file."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("RssAnon"):
-            return int(line.split()[1]) * 1024
-    raise OSError("no RssAnon")
-
-
 def main(place: str) -> None:
     """``place``: ROOT, a folder."""
     root = Path(place)

@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from relex_ext.plan import POWER_PASSES
+from relex_ext.room import SPAN
 from relex_ext.windows import HostMemory
 from simulate.machines import FileSystem, Node, Rates
-from simulate.partition import SPAN, Part
+from simulate.partition import Part
 from simulate.sharing import fair_shares
 from simulate.workload import Chunk, Item, Load
 

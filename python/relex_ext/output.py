@@ -9,7 +9,6 @@ OUT/relex.json          what was made from what, how well it fitted, and everyth
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -20,22 +19,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from relex_ext.checkpoints import INDEX, SINGLE
 from relex_ext.companions import companions_of
 from relex_ext.dtypes import ITEM_SIZE, converted
 from relex_ext.errors import InputError, OutputError
 from relex_ext.files import contents
 from relex_ext.headers import TensorEntry
 from relex_ext.journal import Journal
-from relex_ext.layout import (
-    Layout,
-    SizedFile,
-    file_sha256,
-    lay_out,
-    put_durably,
-    sync_folder,
-)
+from relex_ext.layout import SizedFile, file_sha256, put_durably, sync_folder
 from relex_ext.seals import sealed
+from relex_ext.shards import index_of, layouts_of, written_dtype
 from relex_ext.trajectory import Tensor, Trajectory
 
 RECORD = "relex.json"
@@ -122,6 +114,7 @@ class Output:
         self._journal = journal
         self._made = made
         self._companions = companions_of(trajectory, dtype)  # one that is no good is found now
+        self._layouts = layouts_of(trajectory, dtype)
         self._hashes: dict[str, list[Any]] = {}
         self._digests: dict[str, list[str]] = {}
         """Of each tensor that is done, one for each target."""
@@ -144,8 +137,8 @@ class Output:
         self._close()
 
     def dtype_of(self, tensor: Tensor) -> str:
-        """The dtype a trained tensor is written in: the newest checkpoint's unless overridden."""
-        return self._dtype or tensor.rows[-1].dtype
+        """The dtype that a tensor is written in."""
+        return written_dtype(tensor, self._dtype)
 
     def finished(self, tensors: Iterable[Tensor]) -> set[str]:
         """Those that an earlier run has written: whose bytes still are what it noted."""
@@ -235,12 +228,13 @@ class Output:
             elif tensor.columns == 0:
                 self._digests[tensor.name] = [hashlib.sha256().hexdigest()] * len(self._files)
         others = {}
+        beside = {**self._companions, **index_of(self._layouts)}  # the index last
         for shards, name, text in zip(self._shards, self._names, cards, strict=True):
             folder = self.folder / name
             for file in shards.values():
                 file.close()
             put_durably(folder / CARD, text)
-            for path, data in self._beside(shards).items():  # the index last
+            for path, data in beside.items():
                 put_durably(folder / path, data)
                 others[f"{name}/{path}"] = hashlib.sha256(data).hexdigest()
             for path, file in shards.items():
@@ -266,24 +260,11 @@ class Output:
         shards: dict[str, SizedFile] = {}
         self._shards.append(shards)
         by_tensor = {}
-        for name, layout in self._layouts().items():
+        for name, layout in self._layouts.items():
             shards[name] = SizedFile(folder / name, layout, self._made)
             for tensor in layout.offsets:
                 by_tensor[tensor] = shards[name]
         self._files.append(by_tensor)
-
-    def _layouts(self) -> dict[str, Layout]:
-        layouts = {}
-        for shard in self._trajectory.model.shards:
-            described = []
-            for tensor in self._trajectory.tensors:
-                entry = tensor.rows[-1]
-                if entry.shard == shard:
-                    dtype = self.dtype_of(tensor) if tensor.trained else entry.dtype
-                    nbytes = tensor.columns * ITEM_SIZE[dtype]
-                    described.append((tensor.name, dtype, tensor.shape, nbytes))
-            layouts[shard.path.name] = lay_out(described, {"format": "pt"})
-        return layouts
 
     def _copy(
         self, tensor: Tensor, entry: TensorEntry, convert: Callable[[bytes], bytes] = bytes
@@ -297,19 +278,6 @@ class Output:
             digest.update(data)
             done += len(data)
         self._digests[tensor.name] = [digest.hexdigest()] * len(self._files)
-
-    def _beside(self, shards: Mapping[str, SizedFile]) -> dict[str, bytes]:
-        """What lies beside a target's shards, but for its card."""
-        found = dict(self._companions)
-        if list(shards) != [SINGLE]:
-            weight_map = {t: name for name, file in shards.items() for t in file.layout.offsets}
-            size = sum(f.layout.size - len(f.layout.header) for f in shards.values())
-            index = {
-                "metadata": {"total_size": size},
-                "weight_map": dict(sorted(weight_map.items())),
-            }
-            found[INDEX] = (json.dumps(index, indent=2) + "\n").encode()
-        return found
 
     def _close(self) -> None:
         with ExitStack() as stack:  # all of them, whichever fails

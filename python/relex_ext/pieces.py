@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-SUBFOLDERS: Mapping[str, str] = {
-    "": "torchtitan, torch.distributed.checkpoint.save",
-    "actor": "verl",
-    "policy": "SkyRL",
-    "pytorch_model_fsdp_0": "accelerate and the Hugging Face Trainer, SHARDED_STATE_DICT",
-    "policy/weights": "NeMo-RL",
-    "policy/weights/model": "NeMo-RL with Automodel",
-    "weights": "NeMo-RL, given its policy folder",
-    "model": "slime's FSDP",
-    "actor/model": "verl",
-    "trainer": "prime-rl",
-    "actor/dist_ckpt": "verl's Megatron",
-    "actor/model/dist_ckpt": "the same, since its second layout",
-}
-"""Of a step's folder → who writes there; the first with a checkpoint counts."""
+from relex_ext.trainers import OTHER_FOLDERS
+
+SUBFOLDERS = (
+    "",  # torchtitan, torch.distributed.checkpoint.save
+    *OTHER_FOLDERS,
+    "pytorch_model_fsdp_0",  # accelerate and the Hugging Face Trainer, SHARDED_STATE_DICT
+    "weights",  # NeMo RL, given its policy folder
+    "model",  # slime's FSDP
+    "actor/model",  # verl
+    "actor/dist_ckpt",  # verl's Megatron
+)
+"""Of a step's folder; the first with a checkpoint counts."""
 
 RANK_FILE = re.compile(r"model_world_size_([1-9]\d{0,5})_rank_(0|[1-9]\d{0,5})\.pt")
 

@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING
 
-from relex_ext.commands.inputs import add_selection, checkpoints_of
+from relex_ext.commands.inputs import add_printed, add_selection, checkpoints_of
 
 if TYPE_CHECKING:
     from relex_ext.commands import Commands, Notes
@@ -41,8 +41,7 @@ def add(commands: Commands) -> None:
         "--dtype", metavar="DTYPE",
         help="of the written weights: float32, float16, bfloat16 (as they are)",
     )  # fmt: skip
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    parser.add_argument("-q", "--quiet", action="store_true", help="no progress, no summary")
+    add_printed(parser)
 
 
 def run(args: argparse.Namespace, notes: Notes) -> None:

@@ -160,8 +160,13 @@ def add_machine(parser: argparse.ArgumentParser, solver: str) -> None:
     )  # fmt: skip
     group.add_argument("--threads", type=int, metavar="N", help="(all processors)")
     group.add_argument("--overwrite", action="store_true", help="replace an earlier output")
-    group.add_argument("--json", action="store_true", help="print the result as JSON")
-    group.add_argument("-q", "--quiet", action="store_true", help="no progress, no summary")
+    add_printed(group)
+
+
+def add_printed(parser: argparse._ActionsContainer) -> None:
+    """What a command says of what it has written."""
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.add_argument("-q", "--quiet", action="store_true", help="no progress, no summary")
 
 
 def add_world(parser: argparse.ArgumentParser) -> None:
