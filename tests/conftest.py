@@ -75,7 +75,8 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     from huggingface_hub import constants
     from huggingface_hub.utils import disable_progress_bars
 
-    disable_progress_bars()
+    if constants.HF_HUB_DISABLE_PROGRESS_BARS is None:  # otherwise it is for the user to say
+        disable_progress_bars()
     with serving() as server:
         places = {
             "HF_ENDPOINT": server.url, "HF_HUB_CACHE": str(tmp_path / "cache"),
@@ -88,7 +89,8 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
             monkeypatch.setattr(constants, constant, value, raising=known)
         template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_OFFLINE"):
+        hushing = ("HF_HUB_DISABLE_PROGRESS_BARS", "TQDM_DISABLE", "TQDM_POSITION")
+        for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_OFFLINE", *hushing):
             monkeypatch.delenv(name, raising=False)
         yield server
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from faults.model import Disk
 from faults.sampling import TESTS, disturbed
-from faults.scenarios import IOS, SCENARIOS
+from faults.scenarios import BENCHES
 from faults.shim import build, entries_of, preload
 from faults.trees import read_tree
 from test_cli import environment
@@ -91,8 +91,8 @@ def test_every_call_is_seen(tmp_path: Path) -> None:
 
 def test_faults(tmp_path: Path) -> None:
     rows = disturbed(tmp_path, "inject", "--every", "80")
-    assert len(rows) == len(SCENARIOS) * len(IOS)
-    assert all(row["calls"] > 100 for row in rows)
+    assert len(rows) == len(BENCHES)
+    assert all(row["calls"] > 70 for row in rows)
     for row in rows:
         assert row["returned"] + row["refused"] == row["cases"] > row["calls"] / 25
         assert row["returned"] > 0 and row["refused"] > 0

@@ -192,6 +192,16 @@ def test_interrupted(pieces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert [path.name for path in tmp_path.iterdir()] == ["step_10"]
 
 
+def test_killed_as_it_ended(pieces: Path, tmp_path: Path) -> None:
+    """What is left beside a finished folder then, the next call removes."""
+    gather(pieces / "dcp-2", tmp_path, steps=[10], progress=False)
+    left = tmp_path / ".step_10.partial"
+    left.mkdir()
+    (left / "journal").touch()
+    assert gather(pieces / "dcp-2", tmp_path, steps=[10], progress=False).made == ()
+    assert [path.name for path in tmp_path.iterdir()] == ["step_10"]
+
+
 MEASURE = """
 import sys
 import torch.distributed.checkpoint.state_dict_loader

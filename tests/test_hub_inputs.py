@@ -274,6 +274,25 @@ def test_the_command(tmp_path: Path, hub: Hub, run: RunFolder, expected: dict[st
     )
 
 
+def test_bars_only_where_whole_checkpoints_are_fetched(
+    tmp_path: Path, hub: Hub, run: RunFolder
+) -> None:
+    upload(hub, run)
+    main = "import sys; from relex_ext.cli import main; sys.exit(main(sys.argv[1:]))"
+    named = [RUN, "--revisions", FORMS["pattern"][1]]
+    assert children.run(main, "list", *named)[::2] == (0, "")
+    scanned = ["scan", "--base", BASE, "--checkpoints", *named, "--out"]
+    quiet = (0, "", "")
+    assert children.run(main, *scanned, tmp_path / "a", "-q", "--max-local", "9MiB") == quiet
+    status, _, err = children.run(main, *scanned, tmp_path / "b")
+    assert (status, set(re.findall(r"Fetching (\d+) files", err))) == (0, {"6", "9"})
+    assert children.run(main, *scanned, tmp_path / "c", "-q") == quiet
+    for decided in ("0", "1"):
+        variable = {"HF_HUB_DISABLE_PROGRESS_BARS": decided}
+        status, _, err = children.run(main, *scanned, tmp_path / decided, "-q", **variable)
+        assert (status, "Warning" in err, "Fetching" in err) == (0, False, decided == "0")
+
+
 def _files(folder: str) -> list[Path]:
     return [path for path in Path(folder).rglob("*") if path.is_file()]
 

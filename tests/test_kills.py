@@ -7,7 +7,7 @@ from collections import defaultdict
 import pytest
 
 from faults.sampling import Row, disturbed
-from faults.scenarios import IOS, SCENARIOS
+from faults.scenarios import BENCHES
 
 RANDOM = 4
 """Kills at any time, of each scenario and way of reading."""
@@ -31,18 +31,18 @@ def total(rows: list[Row], what: str) -> int:
 @pytest.mark.parametrize(("harness", "least"), [("kill", 100), ("kill twice", 80)])
 def test_kills_at_calls(rows: dict[str, list[Row]], harness: str, least: int) -> None:
     found = rows[harness]
-    assert len(found) == len(SCENARIOS) * len(IOS)
+    assert len(found) == len(BENCHES)
     assert total(found, "killed") >= least
     assert total(found, "not reached") <= 0.02 * total(found, "cases")
 
 
 def test_what_was_done_is_taken_up(rows: dict[str, list[Row]]) -> None:
-    assert total(rows["take up"], "killed") == len(SCENARIOS)
+    assert total(rows["take up"], "killed") == sum(io == "mmap" for _, io in BENCHES)
 
 
 def test_kills_at_any_time(rows: dict[str, list[Row]]) -> None:
     found = rows["kill at random"]
-    assert total(found, "cases") == RANDOM * len(SCENARIOS) * len(IOS)
+    assert total(found, "cases") == RANDOM * len(BENCHES)
     assert total(found, "killed") > 0, "of the others, a later run came to its end"
 
 

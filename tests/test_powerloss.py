@@ -10,7 +10,7 @@ import pytest
 
 from faults.model import BLOCK, Disk
 from faults.sampling import disturbed
-from faults.scenarios import IOS, SCENARIOS
+from faults.scenarios import BENCHES
 from faults.shim import Entry
 from faults.trees import Tree
 
@@ -97,5 +97,5 @@ def test_what_the_model_does_not_know() -> None:
 
 def test_power_cuts(tmp_path: Path) -> None:
     rows = disturbed(tmp_path, "power-loss", "--every", "60")
-    assert len(rows) == len(SCENARIOS) * len(IOS)
+    assert len(rows) == len(BENCHES)
     assert all(row["calls"] > 20 and row["states"] >= 3 for row in rows)

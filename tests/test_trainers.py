@@ -45,7 +45,7 @@ def forecast(base: Path, run: Path, out: Path) -> Path:
 
 
 def case(run: TrainerRun) -> str:
-    return f"{run.trainer}-{run.folder}"
+    return f"{run.trainer}-{run.folder}/{run.weights}"
 
 
 @pytest.mark.parametrize("run", RUNS, ids=case)

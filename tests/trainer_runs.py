@@ -83,6 +83,12 @@ RUNS = (
         unfinished="whole", says="verl and Megatron noted {last} as the newest",
     ),
     TrainerRun(
+        "verl (FSDP)", "global_step_{n}", "huggingface",
+        files=("data_0.pt", "fsdp_config.json", *(name.removeprefix("actor/") for name in _FSDP)),
+        beside={"latest_checkpointed_iteration.txt": "{last}"},
+        unfinished="whole", says="verl and Megatron noted {last} as the newest",
+    ),
+    TrainerRun(
         "verl (Megatron)", "global_step_{n}", "actor/model/huggingface", sharded=True,
         files=(
             "data.pt", "actor/transformer_config.json",

@@ -25,9 +25,10 @@ def open_inputs(
     *,
     revisions: Revisions | None = None,
     max_local: str | int | None = None,
+    progress: bool = False,
 ) -> Trajectory:
     """Find, open and align everything from headers alone. What is on the Hub is fetched before,
-    or, with ``max_local``, as it is read.
+    showing its ``progress``, or, with ``max_local``, as it is read.
 
     Raises:
         InputError: the first thing found that does not fit, with folder and tensor, or cannot be
@@ -42,7 +43,9 @@ def open_inputs(
     from relex_ext.hub.mirror import Mirror
 
     mirror = None if max_local is None else Mirror(parse_bytes(max_local, "max_local"))
-    trajectory = _open_folders(*fetch(base, checkpoints, until, steps, least, mirror))
+    trajectory = _open_folders(
+        *fetch(base, checkpoints, until, steps, least, mirror, progress=progress)
+    )
     if mirror is None:
         return trajectory
     if trajectory.model is not trajectory.newest:

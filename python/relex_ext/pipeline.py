@@ -76,8 +76,9 @@ def scan(
     world = world or World()
     _check_max_local(max_local, world)
     trajectory = open_inputs(
-        base, checkpoints, until, steps, revisions=revisions, max_local=max_local
-    )
+        base, checkpoints, until, steps, revisions=revisions, max_local=max_local,
+        progress=progress and world.rank == 0,
+    )  # fmt: skip
     deltas = parse_delta(delta_dtype)
     machine = Machine(backend, device, threads, memory_limit, device_memory, io, deltas, world)
     choice, plan = machine.lay_out(
@@ -230,8 +231,9 @@ def combine(
     world = world or World()
     _check_max_local(max_local, world)
     trajectory = open_inputs(
-        base, checkpoints, steps=weights.steps, least=1, revisions=revisions, max_local=max_local
-    )
+        base, checkpoints, steps=weights.steps, least=1, revisions=revisions, max_local=max_local,
+        progress=progress and world.rank == 0,
+    )  # fmt: skip
     targets = tuple(map(float, weights.targets))
     check_targets(targets if names is None else set(targets))
     names = check_names(targets, names)
@@ -346,8 +348,9 @@ def extrapolate(
     world = world or World()
     _check_max_local(max_local, world)
     trajectory = open_inputs(
-        base, checkpoints, until, steps, revisions=revisions, max_local=max_local
-    )
+        base, checkpoints, until, steps, revisions=revisions, max_local=max_local,
+        progress=progress and world.rank == 0,
+    )  # fmt: skip
     options.check(trajectory.steps, targets)
     given = {
         **asdict(options), "solver": solver, "delta_dtype": deltas, "nonfinite": nonfinite

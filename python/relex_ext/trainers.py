@@ -61,7 +61,8 @@ TRAINERS: tuple[Layout, ...] = (
     ),
     Layout(
         "verl (FSDP)", "global_step_12", re.compile(r"global_step_(\d+)"),
-        weights=("actor/huggingface",), signs=("actor/fsdp_config.json",),
+        weights=("actor/huggingface", "huggingface"),  # RL's, and its SFT trainer's
+        signs=("actor/fsdp_config.json", "fsdp_config.json"),
         tracker="latest_checkpointed_iteration.txt", others=("actor",),
         otherwise="relex gather RUN, or "
         "train with hf_model among actor_rollout_ref.actor.checkpoint.save_contents",

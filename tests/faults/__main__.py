@@ -73,7 +73,7 @@ def _go_on(options: argparse.Namespace, folder: Path) -> int:
     from faults import inject, kills, powerloss
     from faults.bench import Bench
     from faults.place import Place
-    from faults.scenarios import IOS, SCENARIOS
+    from faults.scenarios import BENCHES
     from faults.tally import Tally, table
 
     every, seed = options.every, options.seed
@@ -90,19 +90,18 @@ def _go_on(options: argparse.Namespace, folder: Path) -> int:
     gc.collect()
     gc.freeze()
     tallies = []
-    for scenario in SCENARIOS:
-        if options.scenario and scenario.name not in options.scenario:
+    for scenario, io in BENCHES:
+        if options.io not in (None, io) or scenario.name not in (
+            options.scenario or [scenario.name]
+        ):
             continue
-        for io in IOS:
-            if options.io not in (None, io):
-                continue
-            bench = Bench(place, scenario, io)
-            for name in options.harness or HARNESSES:
-                before = bench.states
-                tally = harnesses[name](bench)
-                tally.states = bench.states - before
-                print(*tally.failures, str(tally), sep="\n", flush=True)
-                tallies.append(tally)
+        bench = Bench(place, scenario, io)
+        for name in options.harness or HARNESSES:
+            before = bench.states
+            tally = harnesses[name](bench)
+            tally.states = bench.states - before
+            print(*tally.failures, str(tally), sep="\n", flush=True)
+            tallies.append(tally)
     place.check_inputs()
     rows = [tally.row() for tally in tallies]
     print(table(rows))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import relex_ext
 from faults.children import Ending, in_child, returned
-from faults.place import Place
+from faults.place import Place, import_for
 from faults.scenarios import Scenario
 from faults.shim import Call, Entry, calls_of, entries_of
 from faults.trees import read_tree, tree_digest
@@ -77,7 +77,7 @@ class Bench:
         return calls_of(entries) if ending.how == "returned" else []
 
     def _undisturbed(self) -> dict[str, str]:
-        returned(in_child(self.command))
+        import_for(self.command)
         right = content(self.out)
         assert right is not None
         return right

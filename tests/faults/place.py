@@ -55,13 +55,11 @@ class Place:
     def _import_everything(self) -> None:
         """What a child imports, this process has already."""
 
-        def work() -> list[str]:
+        def work() -> None:
             scenarios.extrapolate(self.inputs, self.folder / "never", "mmap")
             scenarios.extrapolate(self.inputs, self.folder / "never", "pread", overwrite=True)
-            return list(sys.modules)
 
-        for name in returned(in_child(work)).value:
-            importlib.import_module(name)
+        import_for(work)
         shutil.rmtree(self.folder / "never")
 
     def perform(self, work: Callable[[], object], before: Callable[[], None]) -> Ending:
@@ -104,3 +102,14 @@ class Place:
     def check_inputs(self) -> None:
         """All of their bytes."""
         assert digest(self.root / "in") == self._digests
+
+
+def import_for(work: Callable[[], object]) -> None:
+    """What a child imports as it does this work, this process has then."""
+
+    def imported() -> list[str]:
+        work()
+        return list(sys.modules)
+
+    for name in returned(in_child(imported)).value:
+        importlib.import_module(name)

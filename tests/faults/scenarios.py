@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import relex_ext
+from faults.children import in_child, returned
 from folders import RunFolder, Spec, make_run
 
 MODEL: Mapping[str, Spec] = {
@@ -28,29 +30,50 @@ MEMORY = 900_000
 TARGETS = (100, 62.5)
 
 
+IOS = ("mmap", "pread")
+
+
 @dataclass(frozen=True)
 class Inputs:
-    """``weights``: a forecast's, for what is only combined."""
+    """``pieces``: a run of one step, as a torch distributed checkpoint; ``weights``: a forecast's,
+    for what is only combined."""
 
     run: RunFolder
+    pieces: Path
     weights: relex_ext.Weights | None = None
 
 
 def make_inputs(folder: Path) -> Inputs:
-    return Inputs(make_run(folder, (10, 20, 30), MODEL, shards=SHARDS))
+    run = make_run(folder, (10, 20, 30), MODEL, shards=SHARDS)
+    pieces = folder / "pieces"
+    returned(in_child(lambda: _cut(pieces / "checkpoint-10")))
+    return Inputs(run, pieces)
+
+
+def _cut(step: Path) -> None:
+    """For a child: torch and its threads stay out of this process."""
+    import torch
+    from torch.distributed import checkpoint
+
+    warnings.simplefilter("ignore")  # that this process is the only one
+    chance = torch.Generator().manual_seed(0)
+    names = ["model.embed_tokens.weight", *(f"model.layers.{i}.weight" for i in range(5))]
+    model = {name: torch.randn(40, 7, generator=chance) for name in names}
+    checkpoint.save(model, checkpoint_id=step, no_dist=True)
 
 
 @dataclass(frozen=True)
 class Scenario:
     """A command, below ``work``. ``begins``: what is there before it: nothing, an earlier ``out``
     (which it replaces), or what a ``killed`` run of itself has left; ``lacks``: an operation that
-    the file system does not have."""
+    the file system does not have; ``ios``: the ways of reading that it has."""
 
     name: str
     out: str
     command: Callable[[Inputs, Path, str], object]
     begins: str = "nothing"
     lacks: str | None = None
+    ios: Sequence[str] = IOS
 
     @property
     def replaces(self) -> bool:
@@ -83,6 +106,10 @@ def _combine(inputs: Inputs, out: Path, io: str) -> None:
     )  # fmt: skip
 
 
+def _gather(inputs: Inputs, out: Path, io: str) -> None:
+    relex_ext.gather(inputs.pieces, out.parent, progress=False)
+
+
 SCENARIOS = (
     Scenario("extrapolate", "new/out", extrapolate),
     Scenario("overwrite", "out", _replace, "out"),
@@ -90,6 +117,9 @@ SCENARIOS = (
     Scenario("scan", "scan.safetensors", scan),
     Scenario("combine", "out", _combine),
     Scenario("resume", "out", extrapolate, "killed"),
+    Scenario("gather", "new/step_10", _gather, ios=("pread",)),
+    Scenario("gather on", "step_10", _gather, "killed", ios=("pread",)),
 )
+"""Those that import torch last: whoever has it forks slowly."""
 
-IOS = ("mmap", "pread")
+BENCHES = tuple((scenario, io) for scenario in SCENARIOS for io in scenario.ios)

@@ -92,15 +92,20 @@ def open_adapter(folder: Path) -> Adapter:
     if place != folder:
         target_of(place, folder)
     settings = read_settings(place)
+    check_weights(place)
+    header = header_of(place / WEIGHTS, place)
+    tensors = {entry.name: entry for entry in header.entries}
+    checkpoint = Checkpoint(place, (header.shard, settings.shard), tensors, None)
+    return Adapter(place, settings, checkpoint, _pairs(header, settings))
+
+
+def check_weights(place: Path) -> None:
+    """Refuse an adapter's folder without safetensors."""
     if not os.path.lexists(place / WEIGHTS):
         hint = ""
         if os.path.lexists(place / PICKLE):
             hint = f"; load {PICKLE} where you trust it and save_pretrained again"
         raise InputError(f"{place}: expected {WEIGHTS}, found none{hint}")
-    header = header_of(place / WEIGHTS, place)
-    tensors = {entry.name: entry for entry in header.entries}
-    checkpoint = Checkpoint(place, (header.shard, settings.shard), tensors, None)
-    return Adapter(place, settings, checkpoint, _pairs(header, settings))
 
 
 def _pairs(header: Header, settings: Settings) -> dict[str, Pair]:

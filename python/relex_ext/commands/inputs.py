@@ -22,12 +22,17 @@ def add_inputs(parser: argparse.ArgumentParser) -> None:
         help="the run folder with its step folders; several times: the phases of one training, "
         "which count on, or STEP=DIR",
     )  # fmt: skip
-    group.add_argument(
+    add_revisions(group)
+    add_selection(group)
+
+
+def add_revisions(parser: argparse._ActionsContainer) -> None:
+    """Of a repository on the Hub."""
+    parser.add_argument(
         "--revisions", metavar="PATTERN",
         help="of checkpoints that are one repository on the Hub with a revision for each step: "
         "'step_{10..70..10}' or 'step_10,step_20'",
     )  # fmt: skip
-    add_selection(group)
 
 
 def add_selection(parser: argparse._ActionsContainer) -> None:

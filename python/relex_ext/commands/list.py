@@ -6,9 +6,10 @@ import argparse
 import json
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from relex_ext.commands.inputs import checkpoints_of
+from relex_ext.commands.inputs import add_revisions, checkpoints_of
 
 if TYPE_CHECKING:
     from relex_ext.commands import Commands, Notes
@@ -26,6 +27,7 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "run", nargs="+", metavar="RUN", help="as --checkpoints of the other commands"
     )
+    add_revisions(parser)
     parser.add_argument("--json", action="store_true", help="print them as JSON")
 
 
@@ -33,11 +35,12 @@ def run(args: argparse.Namespace, notes: Notes) -> None:
     from relex_ext.listing import list_checkpoints, usable
     from relex_ext.steps import step_folder
 
-    listed = list_checkpoints(checkpoints_of(args.run))
+    listed = list_checkpoints(checkpoints_of(args.run), revisions=args.revisions)
     if args.json:
         print(json.dumps(_json(listed, usable(listed)), indent=1))
         return
-    place = os.path.commonpath([step_folder(one.folder.absolute()).parent for one in listed])
+    here = [one.folder.absolute() for one in listed if isinstance(one.folder, Path)]
+    place = os.path.commonpath([step_folder(folder).parent for folder in here]) if here else ""
     print(_table([_row(one, place) for one in listed]))
     print(f"trainer: {listed[0].trainer}")
     hints = dict.fromkeys(one.hint for one in listed if one.hint is not None)
@@ -83,7 +86,11 @@ def _row(one: ListedStep, place: str) -> tuple[str, ...]:
     from relex_ext.errors import printable
     from relex_ext.sizes import human
 
-    folder = printable(os.path.relpath(one.folder.absolute(), place))
+    folder = (
+        printable(os.path.relpath(one.folder.absolute(), place))
+        if isinstance(one.folder, Path)
+        else str(one.folder)
+    )
     complete = "yes" if one.problem is None else f"no: {one.problem}"
     if one.adapter and one.problem is None:
         complete = "yes (LoRA)"

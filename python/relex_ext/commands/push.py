@@ -26,7 +26,9 @@ def add(commands: Commands) -> None:
 def run(args: argparse.Namespace, notes: Notes) -> None:
     from relex_ext.hub.pushing import push
 
-    addresses = push(args.out, args.to, private=args.private, revision=args.revision)
+    addresses = push(
+        args.out, args.to, private=args.private, revision=args.revision, progress=not args.json
+    )
     print(json.dumps(addresses) if args.json else "\n".join(addresses.values()))
 
 
@@ -68,7 +70,10 @@ def finish(args: argparse.Namespace) -> list[str]:
     from relex_ext.hub.pushing import push
 
     try:
-        found = push(args.out, args.push_to, private=args.private, revision=args.push_revision)
+        found = push(
+            args.out, args.push_to, private=args.private, revision=args.push_revision,
+            progress=not (args.quiet or args.json),
+        )  # fmt: skip
     except RelexError as error:
         command = ["relex", "push", args.out, "--to", args.push_to]
         command += ["--private"] * args.private

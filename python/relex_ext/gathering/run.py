@@ -12,7 +12,7 @@ from relex_ext.dtypes import CODES, parse
 from relex_ext.errors import InputError
 from relex_ext.gathering.naming import names_of
 from relex_ext.gathering.stored import Pieces
-from relex_ext.gathering.whole import Whole, companions_for, is_there, write
+from relex_ext.gathering.whole import Whole, clear_away, companions_for, is_there, write
 from relex_ext.lookalikes import check_instead
 from relex_ext.output import check_space
 from relex_ext.pieces import DCP, VERL, Place, place_in
@@ -73,7 +73,9 @@ def gather(
     sizes = {}
     for step, folder in chosen.items():
         whole = _open(folder, model, written)
-        if not is_there(places[step], whole):
+        if is_there(places[step], whole):
+            clear_away(places[step], whole)
+        else:
             sizes[step] = whole.size
         if CONFIG not in whole.companions:
             LOG.info("%s: has no %s; give the base for one", folder, CONFIG)

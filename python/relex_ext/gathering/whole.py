@@ -31,7 +31,7 @@ from relex_ext.output import WRITTEN
 from relex_ext.pieces import Place
 from relex_ext.plainfiles import target_of
 from relex_ext.seals import sealed
-from relex_ext.workspace import Workspace
+from relex_ext.workspace import Workspace, workspace_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -109,6 +109,13 @@ def is_there(out: Path, whole: Whole) -> bool:
             f"{out}: gathered from other files, or otherwise; remove it or choose another folder"
         )
     return True
+
+
+def clear_away(out: Path, whole: Whole) -> None:
+    """Remove what a call that was killed as it ended has left beside its finished folder."""
+    if workspace_of(out).exists():
+        with Workspace(out, whole.job, check=lambda: None):
+            pass
 
 
 def write(out: Path, whole: Whole, tick: Tick) -> None:

@@ -88,14 +88,35 @@ def origin_of(folder: Path) -> HubName | None:
     return HubName(repo, place.commit, place.folder)
 
 
+def inside(folder: Path, root: Path) -> str:
+    """The path of a folder in its repository: nothing for the repository itself."""
+    return "" if folder == root else folder.relative_to(root).as_posix()
+
+
+def stands_for(folder: Path, names: Mapping[Path, HubName]) -> HubName | Path:
+    """The folder on the Hub that one here is: itself, where it is not below any of ``names``."""
+    for place, name in names.items():
+        if place in (folder, *folder.parents):
+            below = "/".join(filter(None, (name.folder, inside(folder, place))))
+            return HubName(name.repo, name.revision, below)
+    return folder
+
+
+def told(text: str, names: Mapping[Path, HubName]) -> str:
+    """What is said about folders here, as said about what they stand for."""
+    for place, name in names.items():
+        text = text.replace(str(place), str(name))
+    return text
+
+
 def recorded(folder: PathLike) -> str:
     """A folder's name in relex.json: where on the Hub it is from, or its absolute path."""
     path = Path(folder).absolute()
     return str(origin_of(path) or path)
 
 
-def any_on_hub(base: PathLike, checkpoints: Checkpoints) -> bool:
-    return any(hub_name(given) is not None for given in (base, *_places(checkpoints)))
+def any_on_hub(*given: Checkpoints) -> bool:
+    return any(hub_name(place) is not None for one in given for place in _places(one))
 
 
 def at_revisions(checkpoints: Checkpoints, revisions: Revisions | None) -> Checkpoints:

@@ -9,6 +9,7 @@ from huggingface_hub import constants, get_token
 
 from relex_ext.checkpoints import INDEX
 from relex_ext.errors import OutputError
+from relex_ext.hub.bars import bars
 from relex_ext.hub.failures import telling
 from relex_ext.hub.names import HubName, is_repository
 from relex_ext.hub.repositories import api
@@ -35,7 +36,12 @@ def check_push(repo: str) -> None:
 
 
 def push(
-    out: PathLike, to: str, *, private: bool = False, revision: str | None = None
+    out: PathLike,
+    to: str,
+    *,
+    private: bool = False,
+    revision: str | None = None,
+    progress: bool = True,
 ) -> dict[str, str]:
     """Upload every model of an output; its weights, config, tokenizer and card, nothing else.
 
@@ -47,6 +53,7 @@ def push(
         to: the repository, ``org/repo``; made if it does not exist.
         private: make it a private one.
         revision: the branch, made if it does not exist.
+        progress: show progress bars.
 
     Returns:
         Target's name → its address.
@@ -62,7 +69,7 @@ def push(
     several = len(noted.models) > 1
     addresses = {}
     hub = api()
-    with telling(HubName(to), OutputError):
+    with telling(HubName(to), OutputError), bars(progress):
         hub.create_repo(to, private=private or None, exist_ok=True)
         for target, model in noted.models.items():
             branch = target if several else revision or constants.DEFAULT_REVISION

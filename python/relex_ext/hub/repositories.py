@@ -11,6 +11,8 @@ from pathlib import Path
 from huggingface_hub import HfApi, constants
 
 from relex_ext import __version__
+from relex_ext.adapters import opening as adapters
+from relex_ext.adapters import settings
 from relex_ext.checkpoints import CONFIG, INDEX, SINGLE, parse_index
 from relex_ext.companions import COMPANIONS
 from relex_ext.errors import InputError
@@ -74,30 +76,43 @@ class Repository:
             InputError: the index is none, or nobody can be asked and something is missing.
         """
         at = f"{folder}/" if folder else ""
+        if at + INDEX not in self.names():
+            return self._with_beside(folder, [SINGLE], {CONFIG}, companions)
+        self.fetch([at + INDEX])
+        try:
+            shards = sorted({*parse_index((self.folder / at / INDEX).read_bytes())[0].values()})
+        except ValueError as error:
+            raise InputError(f"{self.place(folder)}: {INDEX}: {error}") from error
+        return self._with_beside(folder, shards, {CONFIG, INDEX}, companions)
+
+    def needed_of_adapter(self, folder: str, companions: bool) -> list[str]:
+        """The same of a LoRA adapter."""
+        return self._with_beside(folder, [adapters.WEIGHTS], {settings.CONFIG}, companions)
+
+    def _with_beside(
+        self, folder: str, weights: list[str], wanted: set[str], companions: bool
+    ) -> list[str]:
+        at = f"{folder}/" if folder else ""
         known = self.names()
-        shards = [SINGLE]
-        wanted = {CONFIG}
-        if at + INDEX in known:
-            self.fetch([at + INDEX])
-            try:
-                shards = sorted({*parse_index((self.folder / at / INDEX).read_bytes())[0].values()})
-            except ValueError as error:
-                raise InputError(f"{self.place(folder)}: {INDEX}: {error}") from error
-            wanted.add(INDEX)
-        missing = [name for name in shards if at + name not in known]
+        missing = [name for name in weights if at + name not in known]
         if missing:
             raise InputError(f"{self.place(folder)}: {self._absent(missing)}")
         patterns = (*COMPANIONS, CARD) if companions else ()
         beside = (path.removeprefix(at) for path in known if path.startswith(at))
         wanted |= {n for n in beside if any(fnmatchcase(n, p) for p in patterns) and "/" not in n}
-        return [at + name for name in [*shards, *sorted(wanted)] if at + name in known]
+        return [at + name for name in [*weights, *sorted(wanted)] if at + name in known]
 
     def _absent(self, names: list[str]) -> str:
         what = ", ".join(names if len(names) < 4 else [*names[:3], "…"])
         if self.files is not None:
             return f"expected {what}, named by its index, found none"
-        why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the Hub cannot be reached"
-        return f"{what}: not in the Hub's cache, and {why}"
+        return f"{what}: {not_cached()}"
+
+
+def not_cached() -> str:
+    """What is said of a file that the cache lacks, where nobody can be asked."""
+    why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the Hub cannot be reached"
+    return f"not in the Hub's cache, and {why}"
 
 
 def open_repository(name: HubName) -> Repository:

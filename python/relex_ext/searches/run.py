@@ -100,7 +100,9 @@ def search(
     if keep not in KEEPS:
         raise InputError(f"keep: expected {' or '.join(KEEPS)}, found {keep}")
     evaluation = Evaluation(evaluate, timeout, place.absolute() / LOGS)
-    trajectory = open_inputs(base, checkpoints, until, steps, revisions=revisions)
+    trajectory = open_inputs(
+        base, checkpoints, until, steps, revisions=revisions, progress=progress
+    )
     if trajectory.model is not trajectory.newest:
         raise InputError(
             "checkpoints: expected models, of which the newest is evaluated, found LoRA adapters"

@@ -62,7 +62,7 @@ def verify(
         raise InputError(f"samples: expected 0 or more, found {samples}")
     threads = CpuBackend(threads).threads
     noted = read_record(Path(out))
-    sampling = Samples(noted) if samples else None
+    sampling = Samples(noted, progress) if samples else None
     files = recorded(noted)
     nbytes = sum(file.path.stat().st_size for file in files if file.path.is_file())
     with ProgressBar(nbytes, "verify", progress) as tick:

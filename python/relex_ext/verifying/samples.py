@@ -62,8 +62,8 @@ class Block:
 class Samples:
     """Compares blocks of an output with what its inputs give."""
 
-    def __init__(self, noted: Noted) -> None:
-        """Opens the inputs.
+    def __init__(self, noted: Noted, progress: bool = False) -> None:
+        """Opens the inputs, fetches them where they are on the Hub.
 
         Raises:
             InputError: they are gone, or others than they were, or a search has kept the forecast
@@ -72,7 +72,7 @@ class Samples:
         if WEIGHTS not in noted.files:
             raise InputError(f"{noted.out}: expected {WEIGHTS} to compute samples with, found none")
         self._noted = noted
-        self.trajectory = _open_inputs(noted)
+        self.trajectory = _open_inputs(noted, progress)
         self._row = {target: i for i, target in enumerate(noted.targets)}
         self._files = Files(mapped=False)
 
@@ -202,9 +202,9 @@ class Samples:
         return strips
 
 
-def _open_inputs(noted: Noted) -> Trajectory:
+def _open_inputs(noted: Noted, progress: bool) -> Trajectory:
     steps = noted.checkpoints.items()
-    trajectory = open_inputs(noted.base, noted.checkpoints, least=1)
+    trajectory = open_inputs(noted.base, noted.checkpoints, least=1, progress=progress)
     folders = {"base": noted.base} | {str(step): folder for step, folder in steps}
     for key, found in identities_of(trajectory).items():
         if noted.identities.get(key) != found:
