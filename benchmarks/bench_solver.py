@@ -74,10 +74,10 @@ def crossing(rows: list[int], ratios: list[float]) -> str:
     return f"above {rows[-1]}"
 
 
-def switch(isa: str) -> str:
-    """The smallest T for which auto takes power iteration."""
+def switch(isa: str, stored: bool) -> str:
+    """The smallest T for which auto takes power iteration, of ``stored`` shards or in memory."""
     for rows in range(2, _core.MAX_ROWS + 1):
-        if choose_solver("auto", isa, rows, 1, resident=True) == "power":
+        if choose_solver("auto", isa, rows, 1, stored=stored) == "power":
             return str(rows)
     return "never"
 
@@ -115,7 +115,7 @@ def main() -> None:
                 k = power.block_size(rows, 1)
                 gram_rate = gram.rate(rows * (rows + 1) * per_core)
                 power_rate = iteration.rate(both.passes * 4 * rows * k * per_core)
-                auto = choose_solver("auto", isa, rows, 1, resident=True)
+                auto = choose_solver("auto", isa, rows, 1, stored=False)
                 faster = "gram" if gram.median < iteration.median else "power"
                 lost = {"gram": gram, "power": iteration}[auto].median / min(
                     gram.median, iteration.median
@@ -147,7 +147,10 @@ def notes(isas: list[str], columns: list[int], results: list[dict[str, Any]]) ->
             mine = [r for r in results if r["isa"] == isa and r["columns"] == d]
             ratios = [r["gram_seconds"]["median"] / r["power_seconds"]["median"] for r in mine]
             at = crossing([r["rows"] for r in mine], ratios)
-            lines.append(f"{isa}, d = {d:.0e}: power overtakes at T = {at}, auto: {switch(isa)}")
+            lines.append(
+                f"{isa}, d = {d:.0e}: power overtakes at T = {at}, auto: "
+                f"{switch(isa, stored=False)}, of shards {switch(isa, stored=True)}"
+            )
         counted = [r for r in results if r["isa"] == isa and r["rows"] >= RATES_FROM]
         for kind, found in rates.items():
             if counted:

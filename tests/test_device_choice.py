@@ -273,9 +273,16 @@ def test_shares(run: RunFolder, tmp_path: Path) -> None:
 def test_solvers_on_a_gpu() -> None:
     """Tensor cores make G as cheap as reading, up to thousands of checkpoints."""
     for isa in ("cuda", "triton"):
-        chosen = [choose_solver("auto", isa, rows, 1, resident=True) for rows in (2, 75, 500, 4096)]
+        chosen = [choose_solver("auto", isa, rows, 1, stored=False) for rows in (2, 75, 500, 4096)]
         assert chosen == ["gram", "gram", "gram", "power"]
-        assert choose_solver("auto", isa, 4096, 1, resident=False) == "gram"
+        assert choose_solver("auto", isa, 4096, 1, stored=True) == "gram"
+
+
+@pytest.mark.parametrize(("isa", "switches"), [("avx512", 759), ("avx512bf16", 511), ("avx2", 455)])
+def test_solvers_of_shards(isa: str, switches: int) -> None:
+    """Where T² operations take longer than reading the shards four times at a GB/s a core."""
+    chosen = [choose_solver("auto", isa, switches + i, 1, stored=True) for i in (-1, 0, 1)]
+    assert chosen == ["gram", "gram", "power"]
 
 
 # ---- the command line --------------------------------------------------------------------------

@@ -91,6 +91,18 @@ def test_the_limit_an_error_names_is_accepted(run: RunFolder, tmp_path: Path) ->
     go(run, tmp_path / "x", memory_limit=named[1], dry_run=True)
 
 
+def test_auto_does_not_ask_how_much_memory_there_is(tmp_path: Path) -> None:
+    """With so many checkpoints power iteration is the cheaper one, for deltas in memory."""
+    many = make_run(tmp_path, range(1, 141), {"w": Spec((5, 1 << 14))})
+    plans = []
+    for name, limit in {"a": "1GiB", "b": smallest_limit(many, 1)}.items():
+        done = go(many, tmp_path / name, 200, memory_limit=limit, solver="auto")
+        plans.append(done.plan.tensors[0])
+    assert [item.resident for item in plans] == [True, False]
+    assert plans[0].solver == plans[1].solver
+    assert weights_of(tmp_path / "a") == weights_of(tmp_path / "b")
+
+
 @pytest.mark.parametrize("solver", ["gram", "power"])
 @pytest.mark.parametrize("isa", ISAS)
 def test_solvers_and_residency(

@@ -148,7 +148,9 @@ def test_dry_run(run: RunFolder, tmp_path: Path) -> None:
     assert plan["scan_bytes"] == plan["bytes_read"] == 6 * 16
 
 
-def test_quoting_and_environment(tmp_path: Path) -> None:
+def test_quoting_and_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
     run = make_search(tmp_path / "it's a $HOME")
     out = tmp_path / "it's a $HOME" / "found"
     line = 'test -z "$OPENBLAS_NUM_THREADS$MKL_NUM_THREADS" && ls {model} >&2 && ' + command(run)

@@ -331,7 +331,7 @@ def open_source(snapshots: Any, base: Any, backend: str, threads: int | None) ->
 
 
 def leading_spectrum(source: Source, solver: str, rank: int = 1) -> Spectrum:
-    """As the pipeline finds it for a tensor whose strips stay in memory.
+    """As the pipeline finds it; auto does not count what reading shards takes.
 
     Raises:
         InputError: an unknown solver.
@@ -342,7 +342,7 @@ def leading_spectrum(source: Source, solver: str, rank: int = 1) -> Spectrum:
     t = source.rows
     if solver == "auto" and source.isa not in GRAM_RATE:
         solver = "gram"  # tensor cores make G cheaper than a second look at the data
-    if choose_solver(solver, source.isa, t, rank, resident=True) == "power":
+    if choose_solver(solver, source.isa, t, rank, stored=False) == "power":
         energy = np.zeros(t)
 
         def step(u: NDArray[np.float32]) -> NDArray[np.float64]:

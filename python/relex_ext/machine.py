@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from relex_ext.adapters import planning
@@ -56,17 +56,11 @@ class Machine:
         return choice, self._plan(choice, trajectory, options)
 
     def _plan(self, choice: Choice, trajectory: Trajectory, options: dict[str, Any]) -> Plan:
-        plan = make_plan(
+        return make_plan(
             trajectory, isa=getattr(choice.backends[0], "isa", "scalar"), io=self.io,
             memory_limit=self.world.memory_limit(self.memory_limit),
             devices=self._devices(choice), span=self.world.span, **options,
         )  # fmt: skip
-        if self.world.size == 1:
-            return plan
-        # Which solver depends on a machine's free memory, and the bytes on the solver.
-        solvers = self.world.agree(lambda: [item.solver for item in plan.tensors])
-        tensors = zip(plan.tensors, solvers, strict=True)
-        return replace(plan, tensors=tuple(replace(item, solver=s) for item, s in tensors))
 
     def _devices(self, choice: Choice) -> Devices | None:
         asked = self.device_memory

@@ -303,7 +303,8 @@ def extrapolate(
         max_local: bytes or ``"20GiB"`` of the checkpoints on the Hub to have on disk at a time.
             Their tensors are then fetched as they are read; without it, they go to the Hub's cache.
         rank: how many singular directions to extrapolate, each along its own curve.
-        solver: ``"gram"``, ``"power"`` (block power iteration) or ``"auto"``, the cheaper one.
+        solver: ``"gram"``, ``"power"`` (block power iteration) or ``"auto"``, the cheaper one for
+            so many checkpoints: gram, up to some hundreds.
         backend: ``"cpu"``, ``"cuda"``, ``"triton"``, ``"reference"`` (numpy float64) or ``"auto"``:
             cuda where it is built and there is a GPU, else triton, else cpu. What it chose is
             logged (logger ``relex_ext``, INFO).

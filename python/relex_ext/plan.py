@@ -50,6 +50,10 @@ MEMORY_RATE = {"cuda": 3350.0, "triton": 3350.0}
 """GB/s, as published of the same GPU. There a pass takes at least the time to read 16-bit rows;
 the processors' rates above have it in them."""
 
+STORAGE_RATE = {"cuda": 10.0, "triton": 10.0}
+"""GB/s that shards are taken to bring a GPU; a core, 1.0, which is what the disks of the machines
+measured give one (benchmarks/bench_cold.py)."""
+
 
 @dataclass(frozen=True, slots=True)
 class TensorPlan:
@@ -114,17 +118,17 @@ class Plan:
         return sum(sizes) <= self.strip_budget
 
 
-def choose_solver(solver: str, isa: str, rows: int, rank: int, resident: bool) -> str:
-    """Gram or power for one tensor: whichever takes the fewer seconds of arithmetic.
+def choose_solver(solver: str, isa: str, rows: int, rank: int, stored: bool) -> str:
+    """Gram or power: whichever takes the fewer seconds a column.
 
-    Out of memory every pass of power iteration reads the shards again, which nothing makes up for.
+    ``stored``: the deltas are those of shards, which every pass of power iteration reads again.
+    That is counted also where they would fit into memory: the solvers differ in their last bits,
+    and the bytes of an output must not depend on how much memory a run was given.
     """
     if solver != "auto":
         return solver
-    if not resident:
-        return "gram"
     k = block_size(rows, rank)
-    reading = 2 * rows / MEMORY_RATE.get(isa, math.inf)
+    reading = 2 * rows / (STORAGE_RATE.get(isa, 1.0) if stored else MEMORY_RATE.get(isa, math.inf))
     gram = max(rows * (rows + 1) / GRAM_RATE[isa], reading)
     power = POWER_PASSES * max(4 * rows * k / POWER_RATE[isa], reading)
     return "power" if power < gram else "gram"
@@ -172,15 +176,13 @@ def make_plan(
         io, reason = choose_device_io(io, devices.no_gds)
         room = DeviceRoom(demand, limit, devices)
 
+    kind = "none" if scanned else choose_solver(solver, isa, rows, rank, stored=True)
     plans = []
     read = written = 0
     for tensor in trajectory.trained:
         window = room.columns(tensor)
         fits = room.holds(tensor, window)
-        resident = fits and targets > 0 and not scanned and not apart
-        kind = "none" if scanned else choose_solver(solver, isa, rows, rank, fits)
-        if kind == "power" and fits:
-            resident = True
+        resident = fits and ((targets > 0 and not scanned and not apart) or kind == "power")
         plans.append(TensorPlan(tensor, window, resident, kind, span))
         scan_passes = 0 if scanned else POWER_PASSES if kind == "power" and not resident else 1
         combine_passes = 1 if targets and not (resident and not scanned) else 0

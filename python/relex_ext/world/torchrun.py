@@ -1,6 +1,6 @@
 """Processes that talk to each other: torch.distributed, as torchrun starts it.
 
-What goes through it is small: solvers, sums of T × T over spans, weights, the news of a failure.
+What goes through it is small: plans, sums of T × T over spans, weights, the news of a failure.
 Bytes of checkpoints never do.
 """
 
